@@ -1,0 +1,1 @@
+"""The benchmarks of actstore: ``python -m benches`` (see README.md beside this file)."""

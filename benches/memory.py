@@ -1,0 +1,110 @@
+"""How much anonymous memory reading and writing take: ``RssAnon`` at its highest.
+
+The work runs in a process of its own that does nothing else; this one watches its
+``/proc/<pid>/status`` from outside, so that a call that holds the GIL can't hide. The baseline is
+taken when the libraries are imported and the output is allocated and touched, so what is reported
+is what actstore itself adds. Files that are mapped don't count: the kernel may drop them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .data import DTYPES, SYNTHETIC_LENGTH
+from .threads import THREADS, pin
+
+POLL_SECONDS = 0.001
+SLICE_ROWS = 4096
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def high_water(task: str, *arguments: str) -> float:
+    """MB of anonymous memory that `task` (a name in `TASKS`) adds at its highest."""
+    command = [sys.executable, "-m", "benches.memory", task, *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        if child.stdout.readline().strip() != "ready":
+            raise RuntimeError(f"{' '.join(command)} did not start")
+        highest = base = _anonymous(child.pid)
+        child.stdin.write("go\n")
+        child.stdin.close()
+        while child.poll() is None:
+            highest = max(highest, _anonymous(child.pid))
+            time.sleep(POLL_SECONDS)
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed")
+    return (highest - base) * 1024 / 1e6
+
+
+def _anonymous(pid: int) -> int:
+    """RssAnon of a process in KiB; 0 once it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:")), 0)
+
+
+def _go() -> None:
+    print("ready", flush=True)
+    sys.stdin.readline()
+
+
+def read_slices(path: str) -> None:
+    """The whole store, all layers, a few thousand rows at a time into one reused float32 output."""
+    import actstore
+
+    site = actstore.open(path)["resid"]
+    n, layers, dim = site.shape
+    out = np.zeros((SLICE_ROWS, layers, dim), np.float32)
+    _go()
+    for start in range(0, n, SLICE_ROWS):
+        rows = slice(start, min(start + SLICE_ROWS, n))
+        site.select(tokens=rows).read(dtype="float32", out=out[: rows.stop - rows.start], threads=THREADS)
+
+
+def read_layer(path: str) -> None:
+    """One layer of the whole store in one call, into a float32 output."""
+    import actstore
+
+    site = actstore.open(path)["resid"]
+    n, _, dim = site.shape
+    out = np.zeros((n, 1, dim), np.float32)
+    out.fill(1)  # `zeros` alone leaves the pages to be touched later
+    _go()
+    site.select(layers=[0]).read(dtype="float32", out=out, threads=THREADS)
+
+
+def write(path: str, source: str, dtype: str, repeats: str, append_rows: str) -> None:
+    """A ``.npy`` file that is mapped, appended `repeats` times, `append_rows` rows at a time."""
+    import actstore
+
+    acts = np.load(source, mmap_mode="r").view(DTYPES[dtype])
+    n, layers, dim = acts.shape
+    step = int(append_rows)
+    _go()
+    spec = actstore.SiteSpec(n_layers=layers, dim=dim, dtype=dtype)
+    with actstore.create(path, sites={"resid": spec}, overwrite=True) as writer:
+        for _ in range(int(repeats)):
+            for start in range(0, n, step):
+                part = acts[start : start + step]
+                lengths = [
+                    min(SYNTHETIC_LENGTH, len(part) - at) for at in range(0, len(part), SYNTHETIC_LENGTH)
+                ]
+                writer.append({"resid": part}, lengths)
+
+
+TASKS: dict[str, Callable[..., None]] = {"read_slices": read_slices, "read_layer": read_layer, "write": write}
+
+if __name__ == "__main__":
+    pin()
+    TASKS[sys.argv[1]](*sys.argv[2:])

@@ -1,0 +1,39 @@
+"""Two threads for everything measured here: ours, the peers and the limits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+THREADS = 2
+_pool = ThreadPoolExecutor(THREADS)
+
+
+def pin() -> None:
+    """Keep this process, and what it starts, to two cores: no library's own pool can cheat then."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
+
+
+def spread(work: Callable[[T], object], items: Iterable[T], threads: int = THREADS) -> None:
+    """`work` on every item, each thread taking the next when it is done with one."""
+    queue: Iterator[T] = iter(list(items))
+
+    def drain(_: int) -> None:
+        for item in queue:  # a list iterator may be shared: `next` runs under the GIL
+            work(item)
+
+    if threads == 1:
+        drain(0)
+    else:
+        list(_pool.map(drain, range(threads)))
+
+
+def blocks(rows: int, row_bytes: int, block_bytes: int = 1 << 20) -> list[slice]:
+    """Runs of rows of about `block_bytes`: small enough for the cache, large enough for a thread."""
+    step = max(1, block_bytes // row_bytes)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -1,0 +1,62 @@
+"""A store for the hidden activations of neural networks.
+
+>>> import actstore
+>>> store = actstore.open("run.act")  # doctest: +SKIP
+>>> store["resid"][100:200, 6]  # doctest: +SKIP
+"""
+
+from . import zarr_hook
+from ._native import build_info
+from .columns import Columns
+from .compact import Compaction, compact
+from .create import append, create
+from .errors import (
+    ActstoreError,
+    FormatError,
+    InvalidInputError,
+    NotFoundError,
+    NumericalError,
+    ShapeError,
+    StorageError,
+)
+from .interchange import export, import_
+from .report import Damage, Report
+from .site import Site
+from .site_spec import SiteSpec
+from .store import Store, open
+from .writer import StoreWriter
+
+zarr_hook.install()
+
+__all__ = [
+    "ActstoreError",
+    "Columns",
+    "Compaction",
+    "Damage",
+    "FormatError",
+    "InvalidInputError",
+    "NotFoundError",
+    "NumericalError",
+    "Report",
+    "ShapeError",
+    "Site",
+    "SiteSpec",
+    "StorageError",
+    "Store",
+    "StoreWriter",
+    "append",
+    "build_info",
+    "compact",
+    "create",
+    "export",
+    "import_",
+    "open",
+]
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # importlib.metadata is slow to import and seldom asked.
+        from importlib.metadata import version
+
+        return version("actstore")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,120 @@
+"""The Rust core as Python sees it. Private: the public API is in the modules beside it.
+
+Every function raises only the classes of :mod:`actstore.errors`, ``KeyboardInterrupt``
+or ``TypeError``. ``threads=0`` means all cores. Arrays cross C-contiguous.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+@final
+class Array:
+    """An immutable snapshot of one array, the rows of all its parts in a row."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def codec(self) -> str: ...
+    @property
+    def chunk_rows(self) -> int: ...
+    @property
+    def attributes(self) -> str: ...
+    def read(
+        self,
+        rows: tuple[int, int] | NDArray[np.int64],
+        layers: Sequence[int] | None,
+        out: NDArray[Any],
+        threads: int = 0,
+    ) -> None:
+        """Rows (a half-open range or row numbers, any order) of the layer positions into `out`.
+
+        `out` is ``[n_rows, n_layers, dim]`` for a 3-D array and ``[n_rows]`` for a 1-D one. A float
+        array converts to the float dtype of `out` (bfloat16, float16, float32, float64); any
+        other must be of the array's own dtype.
+        """
+
+def concat(arrays: Sequence[Array]) -> Array: ...
+@final
+class Reader:
+    """One store directory at one commit (or a foreign Zarr group as it stands)."""
+
+    def __init__(self, path: str, verify: str = "first") -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def record(self) -> int | None:
+        """The number of the record this view is of; None for a foreign group."""
+    @property
+    def attributes(self) -> str:
+        """The root group's attributes, as JSON."""
+    @property
+    def state(self) -> str:
+        """What the writer gave `commit`, as JSON."""
+    @property
+    def arrays(self) -> list[str]:
+        """Paths of all arrays, sorted: ``resid``, ``tokens/offset``, ``examples/id/bytes``."""
+    def array(self, name: str) -> Array: ...
+    def refresh(self) -> Reader:
+        """A reader of the newest record (this one keeps its view)."""
+    def usage(self) -> str:
+        """JSON: ``{array: {"rows", "logical_bytes", "stored_bytes", "hole_bytes", "shards"}}``."""
+    def verify(
+        self,
+        strict: bool = False,
+        threads: int = 0,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> str:
+        """JSON: ``{"chunks", "bytes", "damaged": [{"array", "shard", "chunk", "kind", "message"}], "leftovers": [path]}``.
+
+        `progress` is called with (bytes done, bytes in all).
+        """
+    def close(self) -> None: ...
+
+@final
+class Writer:
+    """The one writer of a store directory. `append` is all or nothing over its arrays."""
+
+    @staticmethod
+    def create(path: str, attributes: str, arrays: str, state: str, overwrite: bool, threads: int = 0) -> Writer:
+        """Make a store and publish its first, empty record.
+
+        `attributes`: JSON object, the root group's attributes. `arrays`: JSON list of
+        ``{"name", "shape": [n_layers, dim] or [], "dtype", "codec": "blosc" | "raw",
+        "chunk_rows": int | null, "shard_rows": int | null, "dimension_names": [...],
+        "attributes": {...}}`` (`shape` without the rows). Parent groups are made as needed.
+        """
+    @staticmethod
+    def append_to(path: str, threads: int = 0) -> Writer: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def attributes(self) -> str: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """name -> (shape with the rows appended so far, dtype)."""
+    def add_arrays(self, arrays: str) -> None:
+        """More arrays (same JSON as `create`), with no rows yet; on disk with the next commit."""
+    def append(self, rows: Mapping[str, NDArray[Any]]) -> bool:
+        """Append rows to several arrays, all or none; True when an automatic commit is due."""
+    def read(self, name: str, start: int, stop: int, out: NDArray[Any]) -> None:
+        """Rows appended or committed so far (1-D arrays only)."""
+    def commit(self, state: str, threads: int = 0) -> int:
+        """Publish everything appended, durable on return; the record's number."""
+    def close(self) -> None:
+        """Unlock. Uncommitted rows are discarded: commit first."""
+
+def compact(path: str, threads: int = 0, progress: Callable[[int, int], object] | None = None) -> str:
+    """JSON: ``{"bytes_before", "bytes_after", "record"}``."""
+
+def build_info() -> dict[str, str]: ...
+def error_kinds() -> dict[str, str]:
+    """kind -> name of its class in :mod:`actstore.errors`."""

@@ -1,0 +1,47 @@
+"""``actstore export``: a store as safetensors files."""
+
+import argparse
+import os
+
+from ..arrays import human_bytes
+from ..interchange import export
+from .options import Commands, add_json, add_threads
+from .output import Bar, print_json
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "export",
+        help="write a store as safetensors files, one per layer",
+        description="Write a store as a directory of safetensors files: SITE.LABEL.safetensors with the "
+        "tensor SITE.LABEL [rows, dim] for each layer, and columns.safetensors. 'actstore import' makes a "
+        "store of it again.",
+    )
+    parser.add_argument("store", help="a store, a folder of parts or a Zarr group")
+    parser.add_argument("output", help="the directory to make")
+    parser.add_argument("--only", action="append", metavar="SITE", help="only this site (may be repeated)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    add_threads(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    with Bar("export") as bar:
+        export(
+            args.store,
+            args.output,
+            sites=args.only,
+            overwrite=args.overwrite,
+            threads=args.threads,
+            progress=bar.progress,
+        )
+    names = sorted(os.listdir(args.output))
+    n_bytes = sum(os.path.getsize(os.path.join(args.output, name)) for name in names)
+    if args.json:
+        print_json({"path": args.output, "files": names, "bytes": n_bytes})
+    else:
+        print(f"{args.output}: {len(names)} files, {human_bytes(n_bytes)}")
+    return 0

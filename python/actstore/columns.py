@@ -1,0 +1,165 @@
+"""The columns of one axis, read when first asked for."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _native
+from .arrays import COLUMN_DTYPES, new_array
+from .errors import FormatError, NotFoundError
+from .layout import EXAMPLES
+from .parts import STRINGS, Part, read_offsets
+
+
+class Columns(Mapping[str, NDArray[Any]]):
+    """The columns of one axis by name: numbers as numpy arrays ``[n]``, strings as object arrays.
+
+    ``offset``, int64 ``[n_examples + 1]``, says where each example's rows begin. The columns of
+    all parts follow one another. Arrays are read once and kept; they are read-only.
+
+    Examples
+    --------
+    >>> import actstore, numpy as np, tempfile
+    >>> path = tempfile.mkdtemp() + "/x.act"
+    >>> with actstore.create(path, {"resid": actstore.SiteSpec(1, 4, "float32")}) as w:
+    ...     acts = {"resid": np.ones((3, 1, 4), np.float32)}
+    ...     w.append(acts, lengths=[2, 0, 1], ids=["a", "b", "c"], tokens={"id": [5, 6, 7]})
+    >>> store = actstore.open(path)
+    >>> store.tokens["id"], store.tokens.offset
+    (array([5, 6, 7]), array([0, 2, 2, 3]))
+    >>> store.examples["id"]
+    array(['a', 'b', 'c'], dtype=object)
+    """
+
+    def __init__(self, parts: Sequence[Part], axis: str) -> None:
+        self._parts = tuple(parts)
+        self._axis = axis
+        self._dtypes: dict[str, str] = {}
+        for part in self._parts:
+            self._dtypes.update(part.columns.get(axis, {}))
+        if axis == EXAMPLES:  # Arrays from elsewhere have no ids: their position stands in.
+            self._dtypes = {"id": STRINGS, **self._dtypes}
+        self._cache: dict[str, NDArray[Any]] = {}
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of every column."""
+        return sum(part.rows.get(self._axis, 0) for part in self._parts)
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Each column's dtype by name, `str` for strings; reads nothing."""
+        return dict(self._dtypes)
+
+    @property
+    def offset(self) -> NDArray[np.int64]:
+        """Where each example's rows begin, int64 ``[n_examples + 1]``.
+
+        Raises
+        ------
+        FormatError
+            When the stored offsets are no offsets.
+        """
+        if "offset" not in self._cache:
+            starts = [np.zeros(1, np.int64)]
+            base = 0
+            for part in self._parts:
+                starts.append(self._part_offset(part)[1:] + base)
+                base += part.rows.get(self._axis, 0)
+            self._keep("offset", np.concatenate(starts))
+        return self._cache["offset"]
+
+    def _part_offset(self, part: Part) -> NDArray[np.int64]:
+        n_rows, name = part.rows.get(self._axis, 0), f"{self._axis}/offset"
+        if self._axis == EXAMPLES:
+            return np.arange(n_rows + 1)
+        if part.foreign and name not in part.reader.arrays:
+            return np.array([0, n_rows])
+        return read_offsets(part.reader, name, n_rows)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._cache:
+            if name not in self._dtypes:
+                raise NotFoundError(
+                    f"axis {self._axis!r} has no column {name!r}, it has: {', '.join(self._dtypes) or 'none'}"
+                )
+            strings = self._dtypes[name] == STRINGS
+            self._keep(name, self._strings(name) if strings else self.read(name, 0, self.n_rows))
+        return self._cache[name]
+
+    # Mapping would look for KeyError, which NotFoundError is not.
+    def __contains__(self, name: object) -> bool:
+        return name in self._dtypes
+
+    def get(self, name: str, default: Any = None) -> Any:
+        try:
+            return self[name]
+        except NotFoundError:
+            return default
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._dtypes)
+
+    def __len__(self) -> int:
+        return len(self._dtypes)
+
+    def __repr__(self) -> str:
+        columns = ", ".join(f"{name}: {dtype}" for name, dtype in self._dtypes.items())
+        return f"Columns({self._axis!r}, {self.n_rows} rows, {{{columns}}})"
+
+    def _keep(self, name: str, array: NDArray[Any]) -> None:
+        array.flags.writeable = False  # It is handed out again.
+        self._cache[name] = array
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows `start` to `stop` of a column of numbers, without keeping them in memory.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such column of numbers.
+        """
+        if self._dtypes.get(name, STRINGS) == STRINGS:
+            raise NotFoundError(f"axis {self._axis!r} has no column of numbers {name!r}")
+        path = f"{self._axis}/{name}"
+        array = _native.concat(
+            [part.reader.array(path) for part in self._parts if name in part.columns.get(self._axis, {})]
+        )
+        out = new_array((stop - start,), COLUMN_DTYPES[array.dtype], f"column {path}")
+        if out.size:
+            array.read((start, stop), None, out)
+        return out
+
+    def _strings(self, name: str) -> NDArray[Any]:
+        out = new_array((self.n_rows,), np.dtype(object), f"column {self._axis}/{name}")
+        start = 0
+        for part in self._parts:
+            n_rows = part.rows[EXAMPLES]
+            if name in part.columns[EXAMPLES]:
+                out[start : start + n_rows] = read_strings(part.reader, f"{EXAMPLES}/{name}")
+            else:
+                out[start : start + n_rows] = [str(i) for i in range(start, start + n_rows)]
+            start += n_rows
+        return out
+
+
+def read_strings(reader: _native.Reader, path: str) -> list[str]:
+    """A column of strings: utf-8 bytes, and offsets one more than there are strings.
+
+    Raises
+    ------
+    FormatError
+        When the offsets leave the bytes, or the bytes are no utf-8.
+    """
+    array = reader.array(f"{path}/bytes")
+    offset = read_offsets(reader, f"{path}/offset", array.shape[0]).tolist()
+    raw = new_array(array.shape, np.dtype(np.uint8), f"column {path}")
+    array.read((0, array.shape[0]), None, raw)
+    blob = raw.tobytes()
+    try:
+        return [blob[start:stop].decode() for start, stop in pairwise(offset)]
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{reader.path}: column {path} is not utf-8: {error}", kind="metadata") from error

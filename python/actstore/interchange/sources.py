@@ -1,0 +1,288 @@
+"""What can be imported: each kind of file as sites whose rows are read in blocks."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from ..arrays import COLUMN_DTYPES, FLOAT_DTYPES, SITE_DTYPES
+from ..errors import FormatError, InvalidInputError, NotFoundError
+from ..layout import EXAMPLES, TOKENS
+from ..parts import STRINGS
+from ..site_spec import SiteSpec
+from ..store import Store
+from .export import COLUMNS, EXPORT_FORMAT, MANIFEST, layer_name
+from .safetensors import TensorsReader
+
+Read = Callable[[int, int], NDArray[Any]]
+"""Rows from start to stop."""
+
+
+@dataclass
+class Source:
+    """Sites, and what else is known of them.
+
+    Attributes
+    ----------
+    specs : dict of str to SiteSpec
+        What the sites are to be.
+    read : dict of str to callable
+        Each site's rows, ``[stop - start, n_layers, dim]``.
+    rows : dict of str to int
+        Rows of each axis.
+    offsets : dict of str to array
+        int64 ``[n_examples + 1]`` of each axis; None where the file does not say.
+    """
+
+    specs: dict[str, SiteSpec]
+    read: dict[str, Read]
+    rows: dict[str, int]
+    offsets: dict[str, NDArray[np.int64]] | None = None
+    identity: dict[str, Any] = field(default_factory=dict)
+    ids: Sequence[str] | None = None
+    token_columns: dict[str, dict[str, Read]] = field(default_factory=dict)
+    example_columns: dict[str, Sequence[Any] | NDArray[Any]] = field(default_factory=dict)
+
+
+def site_spec(
+    what: str, shape: Sequence[int], dtype: str, labels: Sequence[int] | None, to: str | None
+) -> SiteSpec:
+    """The spec of a 2-D array (one layer) or a 3-D one.
+
+    Raises
+    ------
+    InvalidInputError
+        When it is neither, or its dtype needs to be named.
+    """
+    if len(shape) not in (2, 3):
+        raise InvalidInputError(
+            f"{what} has shape {list(shape)}, a site is [rows, dim] or [rows, layers, dim]",
+            hint="sites= chooses among several",
+        )
+    if dtype not in FLOAT_DTYPES:
+        raise InvalidInputError(f"{what} is {dtype}, a site is one of {', '.join(SITE_DTYPES)}")
+    if to is None and dtype not in SITE_DTYPES:
+        raise InvalidInputError(
+            f"{what} is {dtype}, a site is one of {', '.join(SITE_DTYPES)}", hint="dtype='float32'"
+        )
+    return SiteSpec(1 if len(shape) == 2 else shape[1], shape[-1], to or dtype, labels)
+
+
+def from_store(
+    store: Store, sites: Sequence[str] | None, labels: Sequence[int] | None, to: str | None
+) -> Source:
+    """An open store, of ours or a foreign Zarr group."""
+    names = _chosen(store.sites, sites, str(store.path))
+    if not names:
+        raise InvalidInputError(f"{store.path} has no 3-D array of floats")
+    specs, read, rows = {}, {}, {}
+    for name in names:
+        site = store[name]
+        spec = site_spec(f"{store.path}: {name!r}", site.shape, site.dtype.name, labels or site.layers, to)
+        specs[name] = SiteSpec(spec.n_layers, spec.dim, spec.dtype, spec.labels, site.axis)
+        read[name] = _site_reader(store, name)
+        rows[site.axis] = site.shape[0]
+    kept = {spec.axis for spec in specs.values()} - {EXAMPLES}
+    axes = {axis: columns for axis, columns in store.axes.items() if axis in kept}
+    columns = store.examples
+    return Source(
+        specs,
+        read,
+        rows,
+        {axis: table.offset for axis, table in axes.items()},
+        store.identity,
+        columns["id"].tolist(),
+        {axis: {name: _column_reader(table, name) for name in table} for axis, table in axes.items()},
+        {
+            name: columns[name].tolist() if dtype == STRINGS else columns[name]
+            for name, dtype in columns.dtypes.items()
+            if name != "id"
+        },
+    )
+
+
+def _site_reader(store: Store, name: str) -> Read:
+    return lambda start, stop: store[name][start:stop]
+
+
+def _column_reader(table: Any, name: str) -> Read:
+    return lambda start, stop: table.read(name, start, stop)
+
+
+def from_numpy(path: str, site: str, labels: Sequence[int] | None, to: str | None) -> Source:
+    """An .npy file, mapped."""
+    array = load_npy(path)
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2 and to == "bfloat16":
+        array = array.view(ml_dtypes.bfloat16)  # numpy forgets the name when it saves
+    elif array.dtype.kind == "V" and array.dtype.itemsize == 2:
+        raise InvalidInputError(
+            f"{path} holds 2-byte values of no dtype numpy knows",
+            hint="dtype='bfloat16' if that is what they are",
+        )
+    spec = site_spec(path, array.shape, array.dtype.name, labels, to)
+    cube = array[:, None, :] if array.ndim == 2 else array
+    return Source({site: spec}, {site: lambda start, stop: cube[start:stop]}, {TOKENS: array.shape[0]})
+
+
+def load_npy(path: str) -> NDArray[Any]:
+    """An .npy file, mapped; never unpickled.
+
+    Raises
+    ------
+    NotFoundError, FormatError
+        When there is none, or something else.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path} does not exist") from error
+    except (ValueError, EOFError, OSError) as error:
+        # numpy's own message advises to unpickle it.
+        raise FormatError(f"{path} is no .npy file of numbers", kind="metadata") from error
+    if not isinstance(array, np.ndarray):
+        raise FormatError(f"{path} is an archive, not an .npy file", kind="metadata")
+    return array
+
+
+def from_tensors(
+    path: str, sites: Sequence[str] | None, labels: Sequence[int] | None, to: str | None
+) -> Source:
+    """A safetensors file: each tensor is a site."""
+    file = TensorsReader(path)
+    specs: dict[str, SiteSpec] = {}
+    read: dict[str, Read] = {}
+    n_rows: int | None = None
+    for name in _chosen(sorted(file.tensors), sites, path):
+        dtype, shape = file.tensors[name]
+        specs[name] = site_spec(f"{path}: tensor {name!r}", shape, dtype, labels, to)
+        read[name] = _tensor_reader(file, name, len(shape) == 2)
+        if n_rows not in (None, shape[0]):
+            raise InvalidInputError(
+                f"{path}: tensor {name!r} has {shape[0]} rows, others have {n_rows}",
+                hint="sites= chooses among them",
+            )
+        n_rows = shape[0]
+    if n_rows is None:
+        raise InvalidInputError(f"{path} holds no tensors")
+    return Source(specs, read, {TOKENS: n_rows})
+
+
+def _tensor_reader(file: TensorsReader, name: str, flat: bool) -> Read:
+    if flat:
+        return lambda start, stop: file.read(name, start, stop)[:, None, :]
+    return lambda start, stop: file.read(name, start, stop)
+
+
+def from_export(folder: str, sites: Sequence[str] | None, to: str | None) -> Source:
+    """A directory that `export` made.
+
+    Raises
+    ------
+    FormatError
+        When it is of a newer version, or its files contradict the manifest.
+    """
+    path = os.path.join(folder, MANIFEST)
+    try:
+        with open(path, encoding="utf-8") as file:
+            manifest = json.load(file)
+        if manifest["format"] > EXPORT_FORMAT:
+            raise FormatError(
+                f"{path} is of format {manifest['format']}, this reads {EXPORT_FORMAT}", kind="version"
+            )
+        return _from_manifest(folder, manifest, sites, to)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise FormatError(f"{path} is malformed: {error!r}", kind="metadata") from error
+
+
+def _from_manifest(folder: str, manifest: Any, sites: Sequence[str] | None, to: str | None) -> Source:
+    columns = TensorsReader(os.path.join(folder, COLUMNS))
+    specs: dict[str, SiteSpec] = {}
+    read: dict[str, Read] = {}
+    rows: dict[str, int] = {EXAMPLES: manifest["n_examples"]}
+    for name in _chosen(list(manifest["sites"]), sites, folder):
+        entry = manifest["sites"][name]
+        axis = entry["axis"]
+        specs[name] = SiteSpec(
+            len(entry["labels"]), entry["dim"], to or entry["dtype"], entry["labels"], axis
+        )
+        files = []
+        for label in specs[name].labels or ():
+            tensor = layer_name(name, label)
+            file = TensorsReader(os.path.join(folder, f"{os.path.basename(tensor)}.safetensors"))
+            dtype, shape = file.tensors.get(tensor, ("nothing", ()))
+            if dtype != entry["dtype"] or shape != (
+                rows.setdefault(axis, shape[0] if shape else 0),
+                entry["dim"],
+            ):
+                raise FormatError(
+                    f"{file.path} holds {dtype} {list(shape)} as {tensor!r}, expected "
+                    f"{entry['dtype']} [{rows.get(axis)}, {entry['dim']}]",
+                    kind="metadata",
+                )
+            files.append((file, tensor))
+        read[name] = _layers_reader(files)
+    axes = {spec.axis for spec in specs.values()} - {EXAMPLES}
+    source = Source(specs, read, rows, identity=manifest["identity"])
+    source.offsets = {axis: _whole(columns, f"{axis}/offset") for axis in axes}
+    for axis in axes:
+        names = manifest["axes"][axis]
+        source.token_columns[axis] = {
+            name: _rows_reader(columns, f"{axis}/{name}", rows[axis]) for name in names
+        }
+    for name, dtype in manifest["examples"].items():
+        path = f"{EXAMPLES}/{name}"
+        if dtype != STRINGS:
+            source.example_columns[name] = _whole(columns, path)
+            continue
+        blob, offset = _whole(columns, f"{path}/bytes").tobytes(), _whole(columns, f"{path}/offset").tolist()
+        texts = [blob[a:b].decode() for a, b in pairwise(offset)]
+        if name == "id":
+            source.ids = texts
+        else:
+            source.example_columns[name] = texts
+    return source
+
+
+def _layers_reader(files: Sequence[tuple[TensorsReader, str]]) -> Read:
+    return lambda start, stop: np.stack([file.read(tensor, start, stop) for file, tensor in files], axis=1)
+
+
+def _rows_reader(file: TensorsReader, tensor: str, n_rows: int) -> Read:
+    _expect(file, tensor, n_rows)
+    return lambda start, stop: file.read(tensor, start, stop)
+
+
+def _whole(file: TensorsReader, tensor: str) -> NDArray[Any]:
+    return file.read(tensor, 0, _expect(file, tensor))
+
+
+def _expect(file: TensorsReader, tensor: str, n_rows: int | None = None) -> int:
+    """The length of a 1-D tensor of numbers that must be there."""
+    dtype, shape = file.tensors.get(tensor, ("nothing", ()))
+    if dtype not in COLUMN_DTYPES or len(shape) != 1 or (n_rows is not None and shape[0] != n_rows):
+        raise FormatError(f"{file.path} holds {dtype} {list(shape)} as {tensor!r}", kind="metadata")
+    return shape[0]
+
+
+def _chosen(there: Sequence[str], sites: Sequence[str] | None, where: str) -> list[str]:
+    if sites is None:
+        return list(there)
+    for name in sites:
+        if name not in there:
+            raise NotFoundError(f"{where} has no {name!r}, it has: {', '.join(there) or 'none'}")
+    if not sites:
+        raise InvalidInputError("sites: none chosen")
+    return list(sites)
+
+
+def token_values(columns: Mapping[str, Read], start: int, stop: int) -> dict[str, NDArray[Any]]:
+    """Rows of several columns."""
+    return {name: read(start, stop) for name, read in columns.items()}

@@ -1,0 +1,187 @@
+"""The store as its directory describes it: names, paths and the root group's attributes.
+
+Everything read here may be hostile: a name is a path component, a label an index.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import FormatError, InvalidInputError
+
+FORMAT = 1
+EXAMPLES = "examples"
+"""The axis of pooled sites, one row per example, and the group of the examples' columns."""
+TOKENS = "tokens"
+IDS = f"{EXAMPLES}/id"
+
+_RESERVED = frozenset({"c", "zarr.json", "commits"})
+
+
+def name_problem(name: object, *, reserved: Iterable[str] = ()) -> str | None:
+    """Why `name` cannot name a site, an axis or a column; None when it can."""
+    if not isinstance(name, str):
+        return f"is a {type(name).__name__}, not a str"
+    if not name:
+        return "is empty"
+    if any(mark in name for mark in "/\\\0"):
+        return "contains a slash, a backslash or NUL"
+    if name.startswith((".", "__")):
+        return "starts with '.' or '__'"
+    if name in _RESERVED or name in reserved:
+        return "is reserved"
+    try:
+        too_long = len(name.encode()) > 255
+    except UnicodeEncodeError:
+        return "is not valid unicode"
+    return "is longer than 255 bytes" if too_long else None
+
+
+def check_name(name: object, what: str, *, reserved: Iterable[str] = ()) -> str:
+    """`name`, if it is fit to be a path component.
+
+    Raises
+    ------
+    InvalidInputError
+        When it is not, with the reason.
+    """
+    problem = name_problem(name, reserved=reserved)
+    if problem is not None:
+        raise InvalidInputError(f"{what} {name!r} {problem}")
+    assert isinstance(name, str)
+    return name
+
+
+def check_column(name: object, what: str) -> str:
+    """As `check_name`, for columns, beside which the offsets lie."""
+    return check_name(name, what, reserved=("offset",))
+
+
+@dataclass(frozen=True)
+class SiteLayout:
+    """Where a site's rows and layers stand: its axis, and one label per layer."""
+
+    axis: str
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``attributes["actstore"]`` of the root group."""
+
+    sites: dict[str, SiteLayout]
+    axes: tuple[str, ...]
+    """Axes of tokens; `examples` is always there and not among them."""
+    identity: dict[str, Any] = field(default_factory=dict)
+    uuid: str | None = None
+    part: tuple[int, int] | None = None
+    """Index and count of the parts of one capture."""
+
+    def to_json(self) -> str:
+        """The root group's attributes, the whole of them."""
+        part = None if self.part is None else {"index": self.part[0], "count": self.part[1]}
+        own: dict[str, Any] = {
+            "format": FORMAT,
+            "uuid": self.uuid,
+            "identity": self.identity,
+            "axes": {axis: {} for axis in self.axes},
+            "sites": {
+                name: {"axis": site.axis, "labels": list(site.labels)} for name, site in self.sites.items()
+            },
+            "part": part,
+            "commits": "commits",
+        }
+        return json.dumps({"actstore": own}, allow_nan=False)
+
+
+def column_array(name: str, dtype: str) -> dict[str, Any]:
+    """What the native writer is told of a 1-D array."""
+    group, _, rest = name.partition("/")
+    # Bytes and offsets of strings have lengths of their own, and so has an axis' offset.
+    leaf = rest.rpartition("/")[2]
+    plain = "/" not in rest and leaf != "offset"
+    return {
+        "name": name,
+        "shape": [],
+        "dtype": dtype,
+        "codec": "blosc",
+        "chunk_rows": None,
+        "shard_rows": None,
+        "dimension_names": [("example" if group == EXAMPLES else "token") if plain else leaf],
+        "attributes": {},
+    }
+
+
+def parse_layout(attributes: str, path: str) -> Layout | None:
+    """The layout in a group's attributes; None where there is none, as in foreign groups.
+
+    Raises
+    ------
+    FormatError
+        kind ``version`` for a newer format, ``metadata`` for anything malformed.
+    """
+    root = json.loads(attributes)
+    own = root.get("actstore") if isinstance(root, dict) else None
+    if own is None:
+        return None
+    own = _mapping(own, path, "actstore")
+    version = own.get("format")
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise _malformed(path, "format", version)
+    if version > FORMAT:
+        raise FormatError(
+            f"{path} is of format {version}, this actstore reads up to {FORMAT}",
+            kind="version",
+            hint="pip install -U actstore",
+        )
+    axes = tuple(_mapping(own.get("axes", {}), path, "axes"))
+    for name in axes:
+        if name_problem(name, reserved=(EXAMPLES,)) is not None:
+            raise _malformed(path, "axes", name)
+    sites: dict[str, SiteLayout] = {}
+    for name, entry in _mapping(own.get("sites"), path, "sites").items():
+        site = _mapping(entry, path, f"sites.{name}")
+        axis, labels = site.get("axis"), site.get("labels")
+        if name_problem(name, reserved=(EXAMPLES,)) is not None or name in axes:
+            raise _malformed(path, "sites", name)
+        if not isinstance(axis, str) or (axis != EXAMPLES and axis not in axes):
+            raise _malformed(path, f"sites.{name}.axis", axis)
+        if not isinstance(labels, list) or not all(
+            _is_int(label) and 0 <= label < 1 << 63 for label in labels
+        ):
+            raise _malformed(path, f"sites.{name}.labels", labels)
+        if len(set(labels)) != len(labels):
+            raise _malformed(path, f"sites.{name}.labels", labels)
+        sites[name] = SiteLayout(axis, tuple(labels))
+    uuid = own.get("uuid")
+    if uuid is not None and not isinstance(uuid, str):
+        raise _malformed(path, "uuid", uuid)
+    identity = dict(_mapping(own.get("identity") or {}, path, "identity"))
+    return Layout(sites, axes, identity, uuid, _part(own.get("part"), path))
+
+
+def _part(part: Any, path: str) -> tuple[int, int] | None:
+    if part is None:
+        return None
+    part = _mapping(part, path, "part")
+    index, count = part.get("index"), part.get("count")
+    if not (_is_int(index) and _is_int(count) and 0 <= index < count):
+        raise _malformed(path, "part", part)
+    return index, count
+
+
+def _mapping(value: Any, path: str, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _malformed(path, what, value)
+    return value
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _malformed(path: str, what: str, found: object) -> FormatError:
+    shown = repr(found)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return FormatError(f"{path}: attributes: {what} is malformed: {shown}", kind="metadata")

@@ -1,0 +1,344 @@
+//! The blosc 1 container: a header, and blocks whose bytes are shuffled and compressed one by one.
+//!
+//! Ours hold zstd, one stream a byte plane, so that a plane without gain is stored as it is and a
+//! reader can join planes as it converts them. Everybody's are read: zstd, lz4 and zlib inside, shuffled
+//! by bytes, by bits or not at all.
+
+use crate::error::{Error, Result};
+use crate::format::zstd_frame;
+use crate::kernels::{huffman::histogram, kernels, scalar};
+
+/// Bytes of a block; zstd's entropy tables pay only over long planes.
+pub const BLOCK: usize = 1 << 20;
+/// What is decoded at most from one chunk, whatever its metadata say.
+pub const MAX_BYTES: usize = 1 << 31;
+/// The widest element that has planes.
+pub const MAX_PLANES: usize = 8;
+
+const HEADER: usize = 16;
+const SHUFFLE: u8 = 1;
+const STORED: u8 = 2;
+const BIT_SHUFFLE: u8 = 4;
+const UNSPLIT: u8 = 16;
+const ZSTD: u8 = 4;
+/// blosc splits a block into planes only where each has at least this many bytes.
+const MIN_PLANE: usize = 128;
+
+/// Decoded elements: together, or as one slice for each of their bytes.
+pub enum Decoded<'a> {
+    /// Elements in a row.
+    Elements(&'a [u8]),
+    /// The k-th byte of each element in the k-th slice; as many slices as bytes.
+    Planes([&'a [u8]; MAX_PLANES]),
+}
+
+/// Reads a container that must hold `expected` bytes; `size` is the element's. `scratch` is what is
+/// decoded into.
+pub fn read<'a>(chunk: &'a [u8], expected: usize, size: usize, scratch: &'a mut Vec<u8>) -> Result<Decoded<'a>> {
+    let damaged = |what: &str| Error::checksum(format!("blosc: {what}"));
+    let word = |at: usize| -> Result<usize> {
+        let bytes = chunk.get(at..at + 4).ok_or_else(|| damaged("truncated"))?;
+        Ok(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize)
+    };
+    if chunk.len() < HEADER || !(1..=2).contains(&chunk[0]) {
+        return Err(damaged("no blosc 1 header"));
+    }
+    let (flags, typesize) = (chunk[2], usize::from(chunk[3]).max(1));
+    let (bytes, block, total) = (word(4)?, word(8)?, word(12)?);
+    if bytes != expected {
+        return Err(damaged(&format!("{bytes} bytes where {expected} belong")));
+    }
+    if total > chunk.len() {
+        return Err(damaged("truncated"));
+    }
+    if flags & STORED != 0 {
+        let stored = chunk.get(HEADER..HEADER + bytes).ok_or_else(|| damaged("truncated"))?;
+        return Ok(Decoded::Elements(stored));
+    }
+    if bytes == 0 {
+        return Ok(Decoded::Elements(&[]));
+    }
+    if block == 0 || block > bytes.max(BLOCK) {
+        return Err(damaged("block size out of range"));
+    }
+    let blocks = bytes.div_ceil(block);
+    let inflate = inflate(flags >> 5)?;
+    let shuffle = typesize > 1 && flags & SHUFFLE != 0;
+
+    if blocks == 1 && shuffle && typesize == size && size <= MAX_PLANES && bytes.is_multiple_of(size) {
+        let plane = bytes / size;
+        let split = is_split(flags, typesize, block) && block == bytes;
+        scratch.resize(bytes, 0);
+        let mut planes: [&[u8]; MAX_PLANES] = [&[]; MAX_PLANES];
+        let mut at = word(HEADER)?;
+        if split {
+            let mut room = scratch.as_mut_slice();
+            for slot in &mut planes[..size] {
+                let stream = stream(chunk, &mut at).ok_or_else(|| damaged("truncated"))?;
+                if stream.len() == plane {
+                    *slot = stream;
+                } else {
+                    let (mine, rest) = room.split_at_mut(plane);
+                    inflate(stream, mine)?;
+                    *slot = mine;
+                    room = rest;
+                }
+            }
+        } else {
+            let stream = stream(chunk, &mut at).ok_or_else(|| damaged("truncated"))?;
+            let all: &[u8] = if stream.len() == bytes {
+                stream
+            } else {
+                inflate(stream, scratch)?;
+                scratch
+            };
+            for (slot, part) in planes.iter_mut().zip(all.chunks_exact(plane.max(1))) {
+                *slot = part;
+            }
+        }
+        return Ok(Decoded::Planes(planes));
+    }
+
+    // The general case: block by block, into elements.
+    scratch.resize(bytes + block, 0);
+    let (out, spare) = scratch.split_at_mut(bytes);
+    for (i, out) in out.chunks_mut(block).enumerate() {
+        let mut at = word(HEADER + 4 * i)?;
+        let n = out.len();
+        let shuffled = shuffle || (flags & BIT_SHUFFLE != 0 && n >= typesize);
+        let target = if shuffled { &mut spare[..n] } else { &mut *out };
+        let streams = if is_split(flags, typesize, block) && n == block { typesize } else { 1 };
+        if !n.is_multiple_of(streams) {
+            return Err(damaged("a block that does not divide into its streams"));
+        }
+        for part in target.chunks_mut(n / streams) {
+            let stream = stream(chunk, &mut at).ok_or_else(|| damaged("truncated"))?;
+            if stream.len() == part.len() {
+                part.copy_from_slice(stream);
+            } else {
+                inflate(stream, part)?;
+            }
+        }
+        if shuffle {
+            let whole = n / typesize * typesize;
+            let planes: Vec<&[u8]> = spare[..whole].chunks_exact((n / typesize).max(1)).collect();
+            scalar::join(&planes, &mut out[..whole]);
+            out[whole..].copy_from_slice(&spare[whole..n]);
+        } else if shuffled {
+            scalar::unshuffle_bits(&spare[..n], typesize, out);
+        }
+    }
+    Ok(Decoded::Elements(&scratch[..bytes]))
+}
+
+fn is_split(flags: u8, typesize: usize, block: usize) -> bool {
+    flags & UNSPLIT == 0 && typesize <= 16 && block / typesize >= MIN_PLANE
+}
+
+/// The stream at `at`, which then is the next one's.
+fn stream<'a>(chunk: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
+    let length = chunk.get(*at..at.checked_add(4)?)?;
+    let length = u32::from_le_bytes(length.try_into().ok()?) as usize;
+    let start = *at + 4;
+    *at = start.checked_add(length)?;
+    chunk.get(start..*at)
+}
+
+fn inflate(format: u8) -> Result<fn(&[u8], &mut [u8]) -> Result<()>> {
+    match format {
+        ZSTD => Ok(zstd_frame::read),
+        1 => Ok(|stream, out| match lz4_flex::block::decompress_into(stream, out) {
+            Ok(n) if n == out.len() => Ok(()),
+            Ok(n) => Err(Error::checksum(format!("lz4: {n} bytes where {} belong", out.len()))),
+            Err(error) => Err(Error::checksum(format!("lz4: {error}"))),
+        }),
+        3 => Ok(|stream, out| {
+            let mut inflate = flate2::Decompress::new(true);
+            match inflate.decompress(stream, out, flate2::FlushDecompress::Finish) {
+                Ok(flate2::Status::StreamEnd) if inflate.total_out() == out.len() as u64 => Ok(()),
+                Ok(_) => Err(Error::checksum("zlib: not the bytes that belong there")),
+                Err(error) => Err(Error::checksum(format!("zlib: {error}"))),
+            }
+        }),
+        0 => Err(Error::unsupported("blosc with blosclz inside is not read; use zstd, lz4 or zlib")),
+        2 => Err(Error::unsupported("blosc with snappy inside is not read; use zstd, lz4 or zlib")),
+        other => Err(Error::checksum(format!("blosc: unknown compressor {other}"))),
+    }
+}
+
+/// Rows of one layer, to be put into one container.
+pub struct Block<'a, R: Fn(usize) -> &'a [u8]> {
+    /// The bytes of a row.
+    pub row: R,
+    /// Rows there are, and bytes of each.
+    pub rows: usize,
+    /// Bytes of a row.
+    pub row_bytes: usize,
+    /// Rows the chunk has: those missing are zeros.
+    pub chunk_rows: usize,
+    /// Bytes of an element.
+    pub size: usize,
+    /// Whether the elements are floats: then matches are looked for only where rows repeat.
+    pub float: bool,
+}
+
+impl<'a, R: Fn(usize) -> &'a [u8]> Block<'a, R> {
+    /// The chunk's bytes as they are.
+    pub fn write_raw(&self, out: &mut Vec<u8>) {
+        for r in 0..self.rows {
+            out.extend_from_slice((self.row)(r));
+        }
+        out.resize(out.len() + (self.chunk_rows - self.rows) * self.row_bytes, 0);
+    }
+
+    /// The chunk as a blosc container.
+    pub fn write(&self, scratch: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<()> {
+        let bytes = self.chunk_rows * self.row_bytes;
+        let size = self.size;
+        let block = if bytes <= BLOCK { bytes } else { BLOCK / size * size };
+        let split = size > 1 && size <= MAX_PLANES && block / size >= MIN_PLANE;
+        let matches = !self.float || self.rows < self.chunk_rows || self.repeats();
+
+        let start = out.len();
+        let flags = ZSTD << 5 | if size > 1 { SHUFFLE } else { 0 } | if split { 0 } else { UNSPLIT };
+        out.extend_from_slice(&[2, 1, flags, size as u8]);
+        for word in [bytes, block, 0] {
+            out.extend_from_slice(&(word as u32).to_le_bytes());
+        }
+        let blocks = bytes.div_ceil(block.max(1));
+        let starts = out.len();
+        out.resize(starts + 4 * blocks, 0);
+
+        for i in 0..blocks {
+            let at = (out.len() - start) as u32;
+            out[starts + 4 * i..starts + 4 * i + 4].copy_from_slice(&at.to_le_bytes());
+            let here = i * block..((i + 1) * block).min(bytes);
+            let n = here.len();
+            scratch.clear();
+            scratch.resize(n, 0);
+            if blocks == 1 {
+                self.split_rows(scratch);
+            } else {
+                self.split_range(here, scratch);
+            }
+            let streams = if split && n == block { size } else { 1 };
+            for plane in scratch.chunks(n / streams) {
+                let length = out.len();
+                out.extend_from_slice(&[0; 4]);
+                write_stream(plane, matches || streams != size, out)?;
+                let written = (out.len() - length - 4) as u32;
+                out[length..length + 4].copy_from_slice(&written.to_le_bytes());
+            }
+        }
+        let total = (out.len() - start) as u32;
+        out[start + 12..start + 16].copy_from_slice(&total.to_le_bytes());
+        Ok(())
+    }
+
+    /// All rows into planes; zeros behind them are there already.
+    fn split_rows(&self, planes: &mut [u8]) {
+        let plane = planes.len() / self.size;
+        let n = self.row_bytes / self.size;
+        match self.size {
+            1 => {
+                for r in 0..self.rows {
+                    planes[r * n..(r + 1) * n].copy_from_slice((self.row)(r));
+                }
+            }
+            2 => {
+                let (low, high) = planes.split_at_mut(plane);
+                for r in 0..self.rows {
+                    let at = r * n..(r + 1) * n;
+                    (kernels().split2)((self.row)(r), &mut low[at.clone()], &mut high[at]);
+                }
+            }
+            4 => {
+                let (a, rest) = planes.split_at_mut(plane);
+                let (b, rest) = rest.split_at_mut(plane);
+                let (c, d) = rest.split_at_mut(plane);
+                for r in 0..self.rows {
+                    let at = r * n..(r + 1) * n;
+                    let parts = [&mut a[at.clone()], &mut b[at.clone()], &mut c[at.clone()], &mut d[at]];
+                    (kernels().split4)((self.row)(r), parts);
+                }
+            }
+            _ => {
+                for r in 0..self.rows {
+                    let mut parts: Vec<&mut [u8]> = planes.chunks_mut(plane).map(|p| &mut p[r * n..(r + 1) * n]).collect();
+                    scalar::split((self.row)(r), &mut parts);
+                }
+            }
+        }
+    }
+
+    /// A byte range of the chunk into planes, for chunks of several blocks: rows beyond a mebibyte.
+    fn split_range(&self, range: std::ops::Range<usize>, planes: &mut [u8]) {
+        let plane = planes.len() / self.size;
+        for (i, at) in range.enumerate() {
+            let (r, b) = (at / self.row_bytes, at % self.row_bytes);
+            if r < self.rows {
+                planes[i % self.size * plane + i / self.size] = (self.row)(r)[b];
+            }
+        }
+    }
+
+    /// Whether rows occur twice, or zeros abound: as in the embeddings of common tokens, or after a ReLU.
+    fn repeats(&self) -> bool {
+        let probe = self.row_bytes.min(32);
+        let mut seen: Vec<u64> = Vec::with_capacity(self.rows);
+        let (mut zeros, mut looked) = (0, 0);
+        for r in 0..self.rows {
+            let row = (self.row)(r);
+            let middle = (self.row_bytes - probe) / 2 / self.size * self.size;
+            let mut hash = 0xcbf2_9ce4_8422_2325u64;
+            for element in row[middle..middle + probe].chunks_exact(self.size) {
+                looked += 1;
+                zeros += usize::from(element.iter().all(|b| *b == 0));
+                for byte in element {
+                    hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+                }
+            }
+            seen.push(hash);
+        }
+        seen.sort_unstable();
+        let twice = seen.windows(2).filter(|pair| pair[0] == pair[1]).count();
+        twice * 16 > self.rows || zeros * 8 > looked
+    }
+}
+
+/// One plane, in the way that suits it: as it is, as Huffman-coded literals, or with matches.
+fn write_stream(plane: &[u8], matches: bool, out: &mut Vec<u8>) -> Result<()> {
+    let start = out.len();
+    if matches {
+        zstd_frame::write_general(plane, 1, out)?;
+    } else if skewed(plane) {
+        // Not worth a frame: then it is stored below.
+        let _ = zstd_frame::write_literals(plane, &histogram(plane), out);
+    }
+    if out.len() - start >= plane.len() || out.len() == start {
+        out.truncate(start);
+        out.extend_from_slice(plane);
+    }
+    Ok(())
+}
+
+/// Whether a sixteenth of the bytes looks as if coding them would save anything.
+fn skewed(plane: &[u8]) -> bool {
+    if plane.len() < 1 << 14 {
+        return true;
+    }
+    let mut counts = [0u32; 256];
+    let mut n = 0u32;
+    for part in plane.chunks(1024) {
+        for byte in &part[..part.len().min(64)] {
+            counts[usize::from(*byte)] += 1;
+            n += 1;
+        }
+    }
+    let bits: f64 = counts
+        .iter()
+        .filter(|c| **c > 0)
+        .map(|c| f64::from(*c) * (f64::from(n) / f64::from(*c)).log2())
+        .sum();
+    bits < 7.8 * f64::from(n)
+}

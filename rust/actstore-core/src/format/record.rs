@@ -1,0 +1,166 @@
+//! Commit records: numbered, immutable JSON files, the highest of which is the truth.
+//!
+//! A record holds what changed since the one before; a checkpoint holds everything, so that opening a
+//! store reads a checkpoint and the few records after it. Each checksums its own text.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::error::{Error, Kind, Result};
+
+/// The version of the format that is written.
+pub const FORMAT: u64 = 1;
+
+/// Length and index checksum of a shard. Two while a compaction renames: the old or the new.
+pub type ShardSum = Vec<(u64, u32)>;
+
+/// A chunk of a tail shard: offset, length, and the crc32c at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Chunk(pub u64, pub u64, pub u32);
+
+/// A shard that may still grow. Its chunks are where the record says, whatever its index has become.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tail {
+    /// Bytes the file has at least.
+    pub length: u64,
+    /// Its chunks, in the order of rows and, within, of layers.
+    pub chunks: Vec<Chunk>,
+    /// While a compaction renames: what the new file is, if it is there already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compacted: Option<Compacted>,
+}
+
+/// The file that a compaction puts in a tail shard's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compacted {
+    /// Its exact length.
+    pub length: u64,
+    /// The checksum of its index.
+    pub index: u32,
+    /// Its chunks.
+    pub chunks: Vec<Chunk>,
+}
+
+/// An array as of a record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArrayRecord {
+    /// Its metadata's checksum, the shape left out.
+    pub metadata: u32,
+    /// Its rows.
+    pub rows: u64,
+    /// Its rows as of the record before: the shape on disk may still say so.
+    pub previous: u64,
+    /// Full shards, by number: all in a checkpoint, those new or changed otherwise.
+    pub shards: Vec<(u64, ShardSum)>,
+    /// The shard behind the full ones, when there are rows in it.
+    pub tail: Option<Tail>,
+}
+
+/// The checksums the root's metadata may have: that of this record, and that of the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Root {
+    /// As of this record.
+    pub metadata: u32,
+    /// As of the one before.
+    pub previous: u32,
+}
+
+/// One record; merged with those before it, everything there is to know at a commit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The version of the format.
+    pub format: u64,
+    /// Its own number.
+    pub number: u64,
+    /// The checkpoint it builds on; its own number if it is one.
+    pub checkpoint: u64,
+    /// How often the store was compacted.
+    pub generation: u64,
+    /// The root group's metadata.
+    pub root: Root,
+    /// Metadata checksums of all other groups.
+    pub groups: BTreeMap<String, u32>,
+    /// All arrays.
+    pub arrays: BTreeMap<String, ArrayRecord>,
+    /// What the layer above keeps with a commit.
+    pub state: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope<'a> {
+    crc32c: &'a str,
+    #[serde(borrow)]
+    record: &'a RawValue,
+}
+
+impl Record {
+    /// The file's text.
+    pub fn write(&self) -> String {
+        let body = serde_json::to_string(self).expect("a record is plain data");
+        format!("{{\"crc32c\":\"{:08x}\",\"record\":{body}}}", crc32c::crc32c(body.as_bytes()))
+    }
+
+    /// Reads the text of the record of that number.
+    pub fn read(text: &[u8], number: u64) -> Result<Self> {
+        let damaged = |what: String| Error::new(Kind::Checksum, format!("commit record {number}: {what}"));
+        let envelope: Envelope = serde_json::from_slice(text).map_err(|e| damaged(format!("does not parse: {e}")))?;
+        let body = envelope.record.get();
+        let found = format!("{:08x}", crc32c::crc32c(body.as_bytes()));
+        if found != envelope.crc32c {
+            return Err(damaged(format!("crc32c is {found}, {} is stored", envelope.crc32c)));
+        }
+        let value: Value = serde_json::from_str(body).map_err(|e| damaged(e.to_string()))?;
+        match value.get("format").and_then(Value::as_u64) {
+            Some(FORMAT) => {}
+            Some(later) if later > FORMAT => {
+                return Err(Error::new(
+                    Kind::Version,
+                    format!("the store has format {later}, this actstore reads up to {FORMAT}: install a later one"),
+                ));
+            }
+            _ => return Err(damaged("no format number".into())),
+        }
+        let record: Record = serde_json::from_value(value).map_err(|e| Error::metadata(format!("commit record {number}: {e}")))?;
+        if record.number != number || record.checkpoint > number {
+            return Err(Error::metadata(format!("commit record {number} calls itself {}", record.number)));
+        }
+        Ok(record)
+    }
+
+    /// Puts a later record onto this one; what neither lists stays.
+    pub fn merge(mut self, next: Record) -> Result<Self> {
+        if next.number != self.number + 1 || next.checkpoint != self.checkpoint {
+            return Err(Error::metadata(format!("commit record {} does not follow {}", next.number, self.number)));
+        }
+        let mut merged = next;
+        for (name, array) in &mut merged.arrays {
+            if let Some(before) = self.arrays.remove(name) {
+                let mut shards: BTreeMap<u64, ShardSum> = before.shards.into_iter().collect();
+                shards.extend(std::mem::take(&mut array.shards));
+                array.shards = shards.into_iter().collect();
+            }
+        }
+        Ok(merged)
+    }
+
+    /// An error unless every array's shards are all there, by their number.
+    pub fn check_complete(&self) -> Result<()> {
+        for (name, array) in &self.arrays {
+            let dense = array.shards.iter().enumerate().all(|(i, (number, sums))| *number == i as u64 && !sums.is_empty());
+            if !dense {
+                return Err(Error::metadata(format!("commit record {}: shards of '{name}' are missing", self.number)));
+            }
+        }
+        Ok(())
+    }
+}

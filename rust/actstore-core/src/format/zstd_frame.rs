@@ -1,0 +1,301 @@
+//! zstd frames (RFC 8878): our writer of frames that hold Huffman-coded literals and no matches, and a
+//! reader that decodes such frames itself and leaves all others to libzstd.
+//!
+//! Activations have no repeats worth a match: all there is to gain is the skew of the exponent
+//! bytes. A frame of literals alone is found several times faster than by a general compressor.
+
+use std::cell::RefCell;
+
+use zstd_safe::{CCtx, CParameter, DCtx};
+
+use crate::error::{Error, Result};
+use crate::format::huffman;
+use crate::kernels::huffman::{DecodeTable, encode1};
+
+const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const BLOCK: usize = 128 << 10;
+
+thread_local! {
+    static COMPRESSOR: RefCell<Option<CCtx<'static>>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<(DCtx<'static>, DecodeTable)>> = const { RefCell::new(None) };
+}
+
+/// Appends `bytes` as a frame of Huffman-coded literals with one table; false (and nothing appended)
+/// when that does not save at least a fiftieth.
+#[must_use]
+pub fn write_literals(bytes: &[u8], counts: &[u32; 256], out: &mut Vec<u8>) -> bool {
+    let start = out.len();
+    let Some(lengths) = huffman::lengths(counts) else {
+        return false;
+    };
+    let bits: u64 = counts.iter().zip(lengths).map(|(c, l)| u64::from(*c) * u64::from(l)).sum();
+    if bytes.len() < 64 || bytes.len() > u32::MAX as usize || bits / 8 > bytes.len() as u64 * 49 / 50 {
+        return false;
+    }
+    let mut tree = Vec::new();
+    if !huffman::write_tree(&lengths, &mut tree) {
+        return false;
+    }
+    let codes = huffman::codes(&lengths);
+
+    out.extend_from_slice(&MAGIC);
+    out.push(0xa0); // one segment, content size in four bytes
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    let blocks = bytes.len().div_ceil(BLOCK);
+    let mut tree_written = false;
+    for (i, block) in bytes.chunks(BLOCK).enumerate() {
+        let last = u32::from(i + 1 == blocks);
+        let header = out.len();
+        out.extend_from_slice(&[0; 3 + 5]);
+        if !tree_written {
+            out.extend_from_slice(&tree);
+        }
+        let jumps = out.len();
+        out.extend_from_slice(&[0; 6]);
+        let part = block.len().div_ceil(4);
+        let mut fits = block.len() >= 64;
+        for k in 0..4 {
+            let at = out.len();
+            encode1(&codes, &block[(k * part).min(block.len())..((k + 1) * part).min(block.len())], out);
+            if k < 3 {
+                match u16::try_from(out.len() - at) {
+                    Ok(size) => out[jumps + 2 * k..jumps + 2 * k + 2].copy_from_slice(&size.to_le_bytes()),
+                    Err(_) => fits = false,
+                }
+            }
+        }
+        let literals = out.len() - header - 3 - 5;
+        out.push(0); // no sequences
+        let size = out.len() - header - 3;
+        if fits && size < block.len() {
+            // Type 2 brings its tree, type 3 goes on with the one before; 18-bit sizes.
+            let kind = if tree_written { 3 } else { 2 };
+            let word = kind | 3 << 2 | (block.len() as u64) << 4 | (literals as u64) << 22;
+            out[header..header + 3].copy_from_slice(&(last | 2 << 1 | (size as u32) << 3).to_le_bytes()[..3]);
+            out[header + 3..header + 8].copy_from_slice(&word.to_le_bytes()[..5]);
+            tree_written = true;
+        } else {
+            out.truncate(header);
+            out.extend_from_slice(&(last | (block.len() as u32) << 3).to_le_bytes()[..3]);
+            out.extend_from_slice(block);
+        }
+    }
+    if out.len() - start >= bytes.len() {
+        out.truncate(start);
+        return false;
+    }
+    true
+}
+
+/// Appends `bytes` as libzstd compresses them: where matches do help.
+pub fn write_general(bytes: &[u8], level: i32, out: &mut Vec<u8>) -> Result<()> {
+    COMPRESSOR.with_borrow_mut(|slot| {
+        let context = slot.get_or_insert_with(CCtx::create);
+        let start = out.len();
+        out.resize(start + zstd_safe::compress_bound(bytes.len()), 0);
+        let done = context
+            .set_parameter(CParameter::CompressionLevel(level))
+            .and_then(|_| context.compress2(&mut out[start..], bytes));
+        let size = done.map_err(|code| Error::invalid(format!("zstd: {}", zstd_safe::get_error_name(code))))?;
+        out.truncate(start + size);
+        Ok(())
+    })
+}
+
+/// Decodes a frame, which must give exactly `out.len()` bytes.
+pub fn read(frame: &[u8], out: &mut [u8]) -> Result<()> {
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        let (context, table) = slot.get_or_insert_with(|| (DCtx::create(), DecodeTable::default()));
+        if read_literals(frame, out, table).is_some() {
+            return Ok(());
+        }
+        let size = context
+            .decompress(out, frame)
+            .map_err(|code| Error::checksum(format!("zstd: {}", zstd_safe::get_error_name(code))))?;
+        if size != out.len() {
+            return Err(Error::checksum(format!("zstd: {size} bytes where {} belong", out.len())));
+        }
+        Ok(())
+    })
+}
+
+/// Decodes a frame without matches; None for any other, and for damage, which libzstd then names.
+fn read_literals(frame: &[u8], out: &mut [u8], table: &mut DecodeTable) -> Option<()> {
+    let rest = frame.strip_prefix(&MAGIC)?;
+    // One segment, no checksum, no dictionary; the size is what the caller expects.
+    let (descriptor, mut rest) = rest.split_first()?;
+    if descriptor & 0b0011_1111 != 0b0010_0000 {
+        return None;
+    }
+    let size_bytes = [1, 2, 4, 8][usize::from(descriptor >> 6)];
+    let mut size = 0u64;
+    for (i, byte) in rest.get(..size_bytes)?.iter().enumerate() {
+        size |= u64::from(*byte) << (8 * i);
+    }
+    if size_bytes == 2 {
+        size += 256;
+    }
+    if size != out.len() as u64 {
+        return None;
+    }
+    rest = &rest[size_bytes..];
+    let mut todo = &mut *out;
+    let mut have_table = false;
+    loop {
+        let header = u32::from_le_bytes([*rest.first()?, *rest.get(1)?, *rest.get(2)?, 0]);
+        let (last, kind, size) = (header & 1 == 1, header >> 1 & 3, (header >> 3) as usize);
+        rest = &rest[3..];
+        match kind {
+            0 => {
+                let block = rest.get(..size)?;
+                todo.split_off_mut(..size)?.copy_from_slice(block);
+                rest = &rest[size..];
+            }
+            1 => {
+                let byte = *rest.first()?;
+                todo.split_off_mut(..size)?.fill(byte);
+                rest = &rest[1..];
+            }
+            2 => {
+                let block = rest.get(..size)?;
+                rest = &rest[size..];
+                todo = read_block(block, todo, table, &mut have_table)?;
+            }
+            _ => return None,
+        }
+        if last {
+            return (todo.is_empty() && rest.is_empty()).then_some(());
+        }
+    }
+}
+
+/// Decodes a compressed block of four literal streams and no sequences; what remains of `out`.
+fn read_block<'a>(
+    block: &[u8],
+    out: &'a mut [u8],
+    table: &mut DecodeTable,
+    have_table: &mut bool,
+) -> Option<&'a mut [u8]> {
+    let kind = block.first()? & 3;
+    let (bits, header) = match block[0] >> 2 & 3 {
+        1 => (10, 3),
+        2 => (14, 4),
+        3 => (18, 5),
+        _ => return None,
+    };
+    let mut word = 0u64;
+    for (i, byte) in block.get(..header)?.iter().enumerate() {
+        word |= u64::from(*byte) << (8 * i);
+    }
+    let size = (word >> 4 & ((1 << bits) - 1)) as usize;
+    let compressed = (word >> (4 + bits) & ((1 << bits) - 1)) as usize;
+    let mut literals = block.get(header..header + compressed)?;
+    if block.get(header + compressed..)? != [0] {
+        return None;
+    }
+    match kind {
+        2 => {
+            let (lengths, used) = huffman::read_tree(literals)?;
+            if !table.fill(&lengths) {
+                return None;
+            }
+            literals = &literals[used..];
+            *have_table = true;
+        }
+        3 if *have_table => {}
+        _ => return None,
+    }
+    let jump = |i: usize| Some(usize::from(u16::from_le_bytes([*literals.get(2 * i)?, *literals.get(2 * i + 1)?])));
+    let (a, b, c) = (jump(0)?, jump(1)?, jump(2)?);
+    let streams = literals.get(6..)?;
+    let d = streams.len().checked_sub(a + b + c)?;
+    let (mine, rest) = out.split_at_mut_checked(size)?;
+    let part = size.div_ceil(4);
+    if 3 * part > size || d == 0 {
+        return None;
+    }
+    let (o0, after) = mine.split_at_mut(part);
+    let (o1, after) = after.split_at_mut(part);
+    let (o2, o3) = after.split_at_mut(part);
+    let (s0, after) = streams.split_at(a);
+    let (s1, after) = after.split_at(b);
+    let (s2, s3) = after.split_at(c);
+    table.decode4([s0, s1, s2, s3], [o0, o1, o2, o3]).then_some(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::huffman::histogram;
+
+    fn random(seed: u64) -> impl FnMut() -> u32 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 32) as u32
+        }
+    }
+
+    #[test]
+    fn libzstd_reads_our_frames_and_so_do_we() {
+        for case in 0..600u64 {
+            let mut next = random(case);
+            let n = match case % 3 {
+                0 => next() as usize % 400,
+                1 => next() as usize % 20_000,
+                _ => BLOCK - 70 + next() as usize % (3 * BLOCK),
+            };
+            let spread = 1 + next() % 12;
+            let bytes: Vec<u8> = (0..n)
+                .map(|_| (next().leading_zeros().min(spread) * 19 + if next() % 500 == 0 { next() % 256 } else { 0 }) as u8)
+                .collect();
+            let mut frame = Vec::new();
+            if !write_literals(&bytes, &histogram(&bytes), &mut frame) {
+                assert!(frame.is_empty());
+                continue;
+            }
+            let mut back = vec![0u8; n];
+            assert_eq!(DCtx::create().decompress(&mut back[..], &frame), Ok(n), "case {case}");
+            assert!(back == bytes);
+            back.fill(0);
+            assert!(read_literals(&frame, &mut back, &mut DecodeTable::default()).is_some());
+            assert!(back == bytes);
+        }
+    }
+
+    #[test]
+    fn we_read_libzstd_frames() {
+        for case in 0..300u64 {
+            let mut next = random(case);
+            let n = next() as usize % 300_000;
+            let bytes: Vec<u8> = (0..n).map(|_| (next().leading_zeros() * 7) as u8).collect();
+            for level in [-1000, -5, 1, 5] {
+                let mut frame = Vec::new();
+                write_general(&bytes, level, &mut frame).unwrap();
+                let mut back = vec![0u8; n];
+                read(&frame, &mut back).unwrap();
+                assert!(back == bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn damage_never_panics() {
+        let mut next = random(5);
+        let bytes: Vec<u8> = (0..5000).map(|_| next().leading_zeros() as u8).collect();
+        let mut frame = Vec::new();
+        assert!(write_literals(&bytes, &histogram(&bytes), &mut frame));
+        let mut back = vec![0u8; bytes.len()];
+        for _ in 0..20_000 {
+            let mut hurt = frame.clone();
+            let at = next() as usize % hurt.len();
+            hurt[at] ^= 1 << (next() % 8);
+            if next() % 3 == 0 {
+                hurt.truncate(next() as usize % hurt.len());
+            }
+            let _ = read(&hurt, &mut back);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The inner loops. Each has a scalar twin, which is its specification; the instruction set is chosen
+//! once, at run time, and named by [`instruction_set`].
+//!
+//! All of them work on bytes, little-endian and of any alignment: a plane holds the k-th byte of every
+//! element (blosc's shuffle), `join` puts elements together from their planes, `split` takes them apart.
+
+pub mod huffman;
+pub mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+
+use std::sync::OnceLock;
+
+use crate::dtype::Dtype;
+
+type Unary = fn(&[u8], &mut [u8]);
+type Join2 = fn(&[u8], &[u8], &mut [u8]);
+type Join4 = fn([&[u8]; 4], &mut [u8]);
+type Split2 = fn(&[u8], &mut [u8], &mut [u8]);
+type Split4 = fn(&[u8], [&mut [u8]; 4]);
+
+/// One implementation of each loop.
+pub struct Kernels {
+    /// The instruction set.
+    pub name: &'static str,
+    /// Two planes to 2-byte elements.
+    pub join2: Join2,
+    /// Two planes of bfloat16 to float32.
+    pub join_bf16_f32: Join2,
+    /// Two planes of float16 to float32.
+    pub join_f16_f32: Join2,
+    /// Four planes to 4-byte elements.
+    pub join4: Join4,
+    /// 2-byte elements to two planes.
+    pub split2: Split2,
+    /// 4-byte elements to four planes.
+    pub split4: Split4,
+    /// bfloat16 to float32.
+    pub bf16_f32: Unary,
+    /// float16 to float32.
+    pub f16_f32: Unary,
+    /// Bytes as they are.
+    pub copy: Unary,
+}
+
+/// The best implementation this processor runs.
+pub fn kernels() -> &'static Kernels {
+    static CHOSEN: OnceLock<&'static Kernels> = OnceLock::new();
+    CHOSEN.get_or_init(|| available()[0])
+}
+
+/// Every implementation this processor runs, the best first.
+pub fn available() -> Vec<&'static Kernels> {
+    let mut list = vec![&scalar::KERNELS];
+    #[cfg(target_arch = "x86_64")]
+    if let Some(kernels) = avx2::detect() {
+        list.insert(0, kernels);
+    }
+    list
+}
+
+/// The name of the instruction set in use.
+pub fn instruction_set() -> &'static str {
+    kernels().name
+}
+
+/// Converts elements of one float type to another; equal types are copied.
+///
+/// # Panics
+/// When the lengths do not hold the same number of elements, or a type is not a float and they differ.
+pub fn convert(src: &[u8], from: Dtype, dst: &mut [u8], to: Dtype) {
+    assert_eq!(src.len() / from.size(), dst.len() / to.size());
+    match (from, to) {
+        _ if from == to => (kernels().copy)(src, dst),
+        (Dtype::BFloat16, Dtype::Float32) => (kernels().bf16_f32)(src, dst),
+        (Dtype::Float16, Dtype::Float32) => (kernels().f16_f32)(src, dst),
+        _ => scalar::convert(src, from, dst, to),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(n: usize, seed: u64) -> Vec<u8> {
+        let mut state = seed | 1;
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 56) as u8
+            })
+            .collect()
+    }
+
+    /// Lengths around every vector width, starts at every alignment.
+    #[test]
+    fn every_instruction_set_equals_the_scalar_twin() {
+        for kernels in available() {
+            for n in (0..70).chain([127, 128, 129, 384, 1000]) {
+                for shift in [0, 1, 3, 8, 31] {
+                    let raw = bytes(n * 4 + 64, n as u64 * 31 + shift as u64);
+                    let src = &raw[shift..];
+                    let planes: Vec<&[u8]> = (0..4).map(|k| &src[k * n / 2..k * n / 2 + n]).collect();
+                    let check2 = |f: Join2, g: Join2, width: usize| {
+                        let (mut a, mut b) = (vec![0; n * width], vec![1; n * width]);
+                        f(planes[0], planes[1], &mut a);
+                        g(planes[0], planes[1], &mut b);
+                        assert!(a == b, "{} n={n}", kernels.name);
+                    };
+                    check2(kernels.join2, scalar::KERNELS.join2, 2);
+                    check2(kernels.join_bf16_f32, scalar::KERNELS.join_bf16_f32, 4);
+                    check2(kernels.join_f16_f32, scalar::KERNELS.join_f16_f32, 4);
+
+                    let all = [planes[0], planes[1], planes[2], planes[3]];
+                    let (mut a, mut b) = (vec![0; n * 4], vec![1; n * 4]);
+                    (kernels.join4)(all, &mut a);
+                    (scalar::KERNELS.join4)(all, &mut b);
+                    assert!(a == b);
+
+                    let mut parts = vec![vec![0u8; n]; 4];
+                    let [p0, p1, p2, p3] = parts.get_disjoint_mut([0, 1, 2, 3]).unwrap();
+                    (kernels.split4)(&a, [p0, p1, p2, p3]);
+                    assert!((0..4).all(|k| parts[k] == all[k]));
+                    let (mut p0, mut p1) = (vec![0u8; n], vec![0u8; n]);
+                    (kernels.split2)(&src[..2 * n], &mut p0, &mut p1);
+                    let mut joined = vec![0; 2 * n];
+                    (scalar::KERNELS.join2)(&p0, &p1, &mut joined);
+                    assert!(joined == src[..2 * n]);
+
+                    for (f, g) in [(kernels.bf16_f32, scalar::KERNELS.bf16_f32), (kernels.f16_f32, scalar::KERNELS.f16_f32)] {
+                        let (mut a, mut b) = (vec![0; n * 4], vec![1; n * 4]);
+                        f(&src[..2 * n], &mut a);
+                        g(&src[..2 * n], &mut b);
+                        assert!(a == b);
+                    }
+                    let mut copied = vec![0; n];
+                    (kernels.copy)(&src[..n], &mut copied);
+                    assert!(copied == src[..n]);
+                }
+            }
+        }
+    }
+
+    /// All 65,536 values of both half types, NaN and denormals among them, against the `half` crate.
+    #[test]
+    fn halves_convert_as_the_half_crate_does() {
+        let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        for (dtype, reference) in [
+            (Dtype::BFloat16, (|b| half::bf16::from_bits(b).to_f32()) as fn(u16) -> f32),
+            (Dtype::Float16, |b| half::f16::from_bits(b).to_f32()),
+        ] {
+            let mut out = vec![0u8; all.len() * 2];
+            convert(&all, dtype, &mut out, Dtype::Float32);
+            for (bits, got) in (0..=u16::MAX).zip(out.chunks_exact(4)) {
+                let got = f32::from_le_bytes(got.try_into().unwrap());
+                let want = reference(bits);
+                assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{dtype:?} {bits:#x}");
+            }
+        }
+    }
+}

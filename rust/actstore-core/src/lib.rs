@@ -1,0 +1,15 @@
+//! The store behind actstore: token x layer x dim activations as plain Zarr v3, committed by numbered
+//! records, read and written in parallel. Knows nothing of Python.
+
+pub mod dtype;
+pub mod error;
+pub mod format;
+pub mod kernels;
+pub mod process;
+pub mod selection;
+pub mod store;
+
+pub use dtype::Dtype;
+pub use error::{Error, Kind, Result};
+pub use process::Task;
+pub use selection::Rows;

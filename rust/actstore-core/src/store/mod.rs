@@ -1,0 +1,43 @@
+//! Stores on disk: read at a commit, written by one writer, verified and compacted.
+
+pub mod array;
+mod array_writer;
+mod compact;
+mod files;
+pub mod lock;
+mod mmap;
+mod pipeline;
+pub mod reader;
+mod shard_file;
+mod verify;
+mod view;
+pub mod writer;
+
+pub use array::Array;
+pub use compact::{Compaction, compact};
+pub use reader::{Reader, Usage};
+pub use verify::{Damage, Report};
+pub use writer::Writer;
+
+/// When checksums of mapped chunks are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// When a chunk is first touched.
+    First,
+    /// At every read.
+    Always,
+    /// Never; compressed chunks neither.
+    Never,
+}
+
+impl Verify {
+    /// `first`, `always` or `never`.
+    pub fn parse(name: &str) -> crate::Result<Self> {
+        match name {
+            "first" => Ok(Verify::First),
+            "always" => Ok(Verify::Always),
+            "never" => Ok(Verify::Never),
+            other => Err(crate::Error::invalid(format!("verify='{other}': give 'first', 'always' or 'never'"))),
+        }
+    }
+}

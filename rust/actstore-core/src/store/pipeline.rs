@@ -1,0 +1,122 @@
+//! Work in parallel, results in order: chunks are encoded by all threads while whichever of them finds
+//! the next ones ready writes them. No thread waits for another's turn, and few results wait.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
+
+use rayon::ThreadPool;
+
+use crate::error::{Error, Result};
+
+/// Results that may wait for one before them, for each thread.
+const WAITING: usize = 8;
+
+struct State<'a> {
+    ready: BTreeMap<usize, Vec<u8>>,
+    /// Buffers to be filled again: fresh ones would be paged in anew each time.
+    spare: Vec<Vec<u8>>,
+    next: usize,
+    /// None while a thread writes.
+    consume: Option<&'a mut Consume<'a>>,
+    failed: Option<Error>,
+}
+
+type Consume<'a> = dyn FnMut(usize, &[u8]) -> Result<()> + Send + 'a;
+
+/// Runs `produce` for `0..n` on all threads of the pool, into cleared buffers, and `consume` on the
+/// results in order. The first error ends it.
+pub fn ordered<'a>(
+    pool: &ThreadPool,
+    n: usize,
+    produce: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync,
+    consume: &'a mut Consume<'a>,
+) -> Result<()> {
+    let state = Mutex::new(State { ready: BTreeMap::new(), spare: Vec::new(), next: 0, consume: Some(consume), failed: None });
+    let moved = Condvar::new();
+    let dealt = AtomicUsize::new(0);
+    let limit = WAITING * pool.current_num_threads();
+    let lock = || state.lock().expect("no panic while held");
+    let work = || {
+        loop {
+            let i = dealt.fetch_add(1, Ordering::Relaxed);
+            if i >= n {
+                return;
+            }
+            let mut buffer = {
+                let mut state = lock();
+                while state.failed.is_none() && i >= state.next + limit {
+                    state = moved.wait(state).expect("no panic while held");
+                }
+                if state.failed.is_some() {
+                    return;
+                }
+                state.spare.pop().unwrap_or_default()
+            };
+            buffer.clear();
+            let produced = produce(i, &mut buffer);
+            let mut state = lock();
+            if let Err(error) = produced {
+                state.failed.get_or_insert(error);
+                moved.notify_all();
+                return;
+            }
+            state.ready.insert(i, buffer);
+            while let Some(consume) = state.consume.take() {
+                let next = state.next;
+                let Some(buffer) = state.ready.remove(&next).filter(|_| state.failed.is_none()) else {
+                    state.consume = Some(consume);
+                    break;
+                };
+                drop(state);
+                let consumed = consume(next, &buffer);
+                state = lock();
+                state.consume = Some(consume);
+                state.spare.push(buffer);
+                state.next += 1;
+                if let Err(error) = consumed {
+                    state.failed.get_or_insert(error);
+                }
+                moved.notify_all();
+            }
+        }
+    };
+    pool.scope(|scope| {
+        for _ in 0..pool.current_num_threads().min(n) {
+            scope.spawn(|_| work());
+        }
+    });
+    match state.into_inner().expect("no panic while held").failed {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_order_and_errors_end_it() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        for n in [0, 1, 7, 500] {
+            let mut seen = Vec::new();
+            let produce = |i: usize, out: &mut Vec<u8>| {
+                out.extend_from_slice(&(i as u64).to_le_bytes());
+                Ok(())
+            };
+            ordered(&pool, n, produce, &mut |i, bytes| {
+                assert_eq!(bytes, (i as u64).to_le_bytes());
+                seen.push(i);
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(seen, (0..n).collect::<Vec<_>>());
+        }
+        let stop = |i: usize| if i == 100 { Err(Error::invalid("stop")) } else { Ok(()) };
+        let mut count = 0;
+        assert!(ordered(&pool, 1000, |i, _| stop(i), &mut |_, _| { count += 1; Ok(()) }).is_err());
+        assert!(count <= 100);
+        assert!(ordered(&pool, 1000, |_, _| Ok(()), &mut |i, _| stop(i)).is_err());
+    }
+}

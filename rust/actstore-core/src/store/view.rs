@@ -1,0 +1,200 @@
+//! A store as of a commit: the newest record, and metadata that agree with it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Kind, Result};
+use crate::format::record::{ArrayRecord, Record};
+use crate::format::zarr::{self, ArrayMeta};
+use crate::store::files::{self, COMMITS};
+
+/// All that is known of a store before any shard is opened.
+#[derive(Debug)]
+pub struct View {
+    /// The record; None for a foreign group.
+    pub record: Option<Record>,
+    /// The root's `zarr.json`.
+    pub root: Value,
+    /// Its arrays, with the shapes of the record.
+    pub arrays: BTreeMap<String, ArrayMeta>,
+}
+
+/// The numbers of the records there are, in order.
+pub fn record_numbers(store: &Path) -> Result<Vec<u64>> {
+    let mut numbers: Vec<u64> = files::list(&store.join(COMMITS))?
+        .iter()
+        .filter_map(|name| name.strip_suffix(".json").filter(|n| n.len() == 20)?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// A record's file.
+pub fn record_name(number: u64) -> String {
+    format!("{number:020}.json")
+}
+
+/// The newest record, with all it builds on; None without any.
+pub fn newest_record(store: &Path) -> Result<Option<Record>> {
+    let Some(number) = record_numbers(store)?.pop() else {
+        return Ok(None);
+    };
+    let newest = read_record(store, number)?;
+    if newest.checkpoint == number {
+        newest.check_complete()?;
+        return Ok(Some(newest));
+    }
+    let mut merged = read_record(store, newest.checkpoint)?;
+    for between in newest.checkpoint + 1..number {
+        merged = merged.merge(read_record(store, between)?)?;
+    }
+    let merged = merged.merge(newest)?;
+    merged.check_complete()?;
+    Ok(Some(merged))
+}
+
+fn read_record(store: &Path, number: u64) -> Result<Record> {
+    let path = store.join(COMMITS).join(record_name(number));
+    let text = files::read(&path)?.ok_or_else(|| Error::metadata(format!("commit record {number} is missing")))?;
+    Record::read(&text, number)
+}
+
+impl View {
+    /// The newest commit. Retried when a writer commits meanwhile.
+    pub fn open(store: &Path) -> Result<Self> {
+        let mut last = None;
+        loop {
+            let Some(root) = files::read_json(&store.join("zarr.json"))? else {
+                let hint = if store.join(COMMITS).is_dir() { " (its creation was interrupted: create it again)" } else { "" };
+                return Err(Error::not_found(format!("no store at {}{hint}", store.display())));
+            };
+            let record = newest_record(store)?;
+            let Some(record) = record else {
+                if root.pointer("/attributes/actstore/commits").is_some_and(|c| !c.is_null()) {
+                    return Err(Error::metadata("the store's commit records are missing".to_string()).at(store.display()));
+                }
+                return Self::foreign(store, root);
+            };
+            let number = record.number;
+            match Self::with_record(store, root, record) {
+                Ok(view) => return Ok(view),
+                // Metadata of another commit than the record's: of a newer one, or damaged.
+                Err(error) if last == Some(number) => return Err(error.at(store.display())),
+                Err(_) => last = Some(number),
+            }
+            if record_numbers(store)?.last() != Some(&number) {
+                last = None;
+            }
+        }
+    }
+
+    fn with_record(store: &Path, root: Value, record: Record) -> Result<Self> {
+        let found = zarr::checksum(&root);
+        if found != record.root.metadata && found != record.root.previous {
+            return Err(Error::checksum("the root's zarr.json is not the one that was committed"));
+        }
+        for (name, sum) in &record.groups {
+            let node = node(store, name)?;
+            if zarr::checksum(&node) != *sum {
+                return Err(Error::checksum(format!("zarr.json of '{name}' is not the one that was committed")));
+            }
+        }
+        let members = root.pointer("/consolidated_metadata/metadata");
+        let mut arrays = BTreeMap::new();
+        for (name, array) in &record.arrays {
+            let node = node(store, name)?;
+            if zarr::checksum(&node) != array.metadata {
+                return Err(Error::checksum(format!("zarr.json of '{name}' is not the one that was committed")));
+            }
+            let mut meta = ArrayMeta::parse(&node).map_err(|error| error.at(name))?;
+            check_shape(name, &node, array)?;
+            if let Some(member) = members.and_then(|m| m.get(name)) {
+                check_shape(name, member, array)?;
+            }
+            meta.shape[0] = usize::try_from(array.rows).map_err(|_| Error::metadata(format!("'{name}' has {} rows", array.rows)))?;
+            meta.check_sizes().map_err(|error| error.at(name))?;
+            check_extent(name, &meta, array)?;
+            arrays.insert(name.clone(), meta);
+        }
+        Ok(View { record: Some(record), root, arrays })
+    }
+
+    /// A Zarr group that nobody committed to: its arrays of one and of three axes, as they stand.
+    fn foreign(store: &Path, root: Value) -> Result<Self> {
+        if root.get("node_type").and_then(Value::as_str) != Some("group") {
+            return Err(Error::unsupported(format!("{} is not a Zarr v3 group", store.display())));
+        }
+        let mut arrays = BTreeMap::new();
+        let mut refused = Vec::new();
+        for name in files::list(store)? {
+            Self::foreign_node(store, &name, 0, &mut arrays, &mut refused)?;
+        }
+        if arrays.is_empty() && let Some(error) = refused.pop() {
+            return Err(error);
+        }
+        Ok(View { record: None, root, arrays })
+    }
+
+    fn foreign_node(store: &Path, name: &str, depth: usize, arrays: &mut BTreeMap<String, ArrayMeta>, refused: &mut Vec<Error>) -> Result<()> {
+        if !zarr::valid_path(name) || depth > 3 {
+            return Ok(());
+        }
+        let Some(node) = files::read_json(&store.join(name).join("zarr.json"))? else {
+            return Ok(());
+        };
+        if node.get("node_type").and_then(Value::as_str) == Some("group") {
+            for child in files::list(&store.join(name))? {
+                Self::foreign_node(store, &format!("{name}/{child}"), depth + 1, arrays, refused)?;
+            }
+            return Ok(());
+        }
+        match ArrayMeta::parse(&node) {
+            Ok(meta) => {
+                arrays.insert(name.to_string(), meta);
+            }
+            // What is merely not ours to read is left alone; what contradicts itself is not.
+            Err(error) if error.kind == Kind::Unsupported => refused.push(error.at(format!("array '{name}'"))),
+            Err(error) => return Err(error.at(format!("array '{name}' of {}", store.display()))),
+        }
+        Ok(())
+    }
+}
+
+fn node(store: &Path, name: &str) -> Result<Value> {
+    if !zarr::valid_path(name) {
+        return Err(Error::metadata(format!("the record names '{name}', which is no path below the store")));
+    }
+    files::read_json(&store.join(name).join("zarr.json"))?.ok_or_else(|| Error::metadata(format!("zarr.json of '{name}' is missing")))
+}
+
+/// The shape on disk is the record's or that of the one before.
+fn check_shape(name: &str, node: &Value, array: &ArrayRecord) -> Result<()> {
+    let found = node.pointer("/shape/0").and_then(Value::as_u64);
+    if found != Some(array.rows) && found != Some(array.previous) {
+        return Err(Error::metadata(format!(
+            "'{name}' has {} rows in zarr.json, {} were committed",
+            found.map_or("no".into(), |n| n.to_string()),
+            array.rows
+        )));
+    }
+    Ok(())
+}
+
+/// The record lists exactly the shards that its rows need.
+fn check_extent(name: &str, meta: &ArrayMeta, array: &ArrayRecord) -> Result<()> {
+    let (full, rest) = (meta.shape[0] / meta.shard[0], meta.shape[0] % meta.shard[0]);
+    let groups = rest.div_ceil(meta.chunk[0]);
+    let tail_chunks = groups * (meta.chunks_per_shard() / (meta.shard[0] / meta.chunk[0]));
+    let listed = array.tail.as_ref().map_or(0, |tail| tail.chunks.len());
+    let other = array.tail.as_ref().and_then(|tail| tail.compacted.as_ref()).map_or(listed, |c| c.chunks.len());
+    if array.shards.len() != full || listed != tail_chunks || other != listed || array.tail.is_some() != (rest > 0) || !meta.is_ours() {
+        return Err(Error::metadata(format!(
+            "the record lists {} shards and {listed} tail chunks for the {} rows of '{name}'",
+            array.shards.len(),
+            array.rows
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,453 @@
+//! The one writer of a store, and the protocol by which it commits (docs/format.md).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use crate::error::{Error, Kind, Result};
+use crate::format::record::{ArrayRecord, FORMAT, Record, Root};
+use crate::format::zarr::{self, ArraySpec};
+use crate::process::{Task, pool};
+use crate::selection::Rows;
+use crate::store::array_writer::ArrayWriter;
+use crate::store::files::{self, COMMITS, TEMPORARY};
+use crate::store::lock::Lock;
+use crate::store::reader::Reader;
+use crate::store::view::{self, View};
+use crate::store::{Verify, compact};
+
+/// An automatic commit is due at the latest when so many bytes are not committed.
+const DUE: u64 = 256 << 20;
+
+/// A store open for writing.
+pub struct Writer {
+    path: PathBuf,
+    lock: Lock,
+    pool: Arc<ThreadPool>,
+    /// The root group's attributes.
+    attributes: Value,
+    /// All groups but the root, and their metadata.
+    groups: BTreeMap<String, Value>,
+    arrays: BTreeMap<String, ArrayWriter>,
+    /// Nodes whose `zarr.json` is not on disk yet.
+    unwritten: Vec<String>,
+    /// The newest record, merged with those it builds on.
+    record: Record,
+    /// Bytes of the last checkpoint, and of the records since.
+    checkpoint_bytes: u64,
+    since_bytes: u64,
+    dirty: bool,
+}
+
+impl Writer {
+    /// Makes a store at `path` with `arrays` of no rows, and publishes its first record. What is
+    /// there already is in the way, unless it is a store and `overwrite` is set.
+    pub fn create(path: &Path, attributes: Value, arrays: &[ArraySpec], state: Value, overwrite: bool, threads: usize) -> Result<Self> {
+        let pool = pool(threads)?;
+        // Everything that can be refused is refused before the disk is touched.
+        for spec in arrays {
+            spec.metadata().map_err(|error| error.at(format!("array '{}'", spec.name)))?;
+        }
+        Self::make_room(path, overwrite)?;
+        let commits = path.join(COMMITS);
+        files::create_folders(Path::new(""), &commits)?;
+        let lock = Lock::take(path)?;
+        if path.join("zarr.json").exists() {
+            return Err(exists(path));
+        }
+        Self::clear_interrupted(path)?;
+
+        let group = zarr::group(&json!({}));
+        let empty = Record {
+            format: FORMAT,
+            number: 0,
+            checkpoint: 0,
+            generation: 0,
+            root: Root { metadata: 0, previous: 0 },
+            groups: BTreeMap::new(),
+            arrays: BTreeMap::new(),
+            state: Value::Null,
+        };
+        let mut writer = Writer {
+            path: path.to_path_buf(),
+            lock,
+            pool,
+            attributes,
+            groups: BTreeMap::from([(COMMITS.to_string(), group)]),
+            arrays: BTreeMap::new(),
+            unwritten: vec![COMMITS.to_string()],
+            record: empty,
+            checkpoint_bytes: 0,
+            since_bytes: 0,
+            dirty: true,
+        };
+        writer.add_arrays(arrays)?;
+        writer.publish(state, 0)?;
+        for folder in path.canonicalize().ok().as_deref().and_then(Path::parent).into_iter().chain([path]) {
+            files::sync_folder(folder)?;
+        }
+        Ok(writer)
+    }
+
+    /// Opens a store to write behind what is committed; what an interrupted writer left goes.
+    pub fn append_to(path: &Path, threads: usize) -> Result<Self> {
+        let pool = pool(threads)?;
+        if !path.join("zarr.json").is_file() {
+            return Err(View::open(path).err().unwrap_or_else(|| Error::not_found(format!("no store at {}", path.display()))));
+        }
+        if view::record_numbers(path)?.is_empty() {
+            View::open(path)?;
+            return Err(Error::unsupported(format!("{} is a Zarr group without commits: import it into a store to write to it", path.display())));
+        }
+        let lock = Lock::take(path)?;
+        let reader = Reader::open(path, Verify::Always)?;
+        let mut record = reader.view().record.clone().ok_or_else(|| Error::metadata("no commit record"))?;
+        let settled = compact::settle(&reader, &mut record)?;
+        for name in files::list(&path.join(COMMITS))? {
+            if name.starts_with(TEMPORARY) {
+                let _ = fs::remove_file(path.join(COMMITS).join(name));
+            }
+        }
+        let mut groups = BTreeMap::new();
+        for name in record.groups.keys() {
+            groups.insert(name.clone(), files::read_json(&path.join(name).join("zarr.json"))?.unwrap_or_default());
+        }
+        let mut arrays = BTreeMap::new();
+        for (name, array) in &record.arrays {
+            let node = files::read_json(&path.join(name).join("zarr.json"))?.unwrap_or_default();
+            let whole = reader.array(name)?;
+            let chunk = whole.meta().chunk[0];
+            let from = whole.rows() / chunk * chunk;
+            let mut pending = vec![0; (whole.rows() - from) * whole.meta().row_bytes()];
+            whole.read(Rows::Range(from, whole.rows()), None, &mut pending, whole.meta().dtype, &Task::new(threads))?;
+            let mut writer = ArrayWriter::new(path, name, node, Some(array), pending)?;
+            drop_orphans(path, name, array)?;
+            writer.committed()?;
+            arrays.insert(name.clone(), writer);
+        }
+        let size = |n: u64| fs::metadata(path.join(COMMITS).join(view::record_name(n))).map_or(0, |m| m.len());
+        let mut writer = Writer {
+            path: path.to_path_buf(),
+            lock,
+            pool,
+            attributes: reader.attributes(),
+            groups,
+            arrays,
+            unwritten: Vec::new(),
+            checkpoint_bytes: size(record.checkpoint),
+            since_bytes: (record.checkpoint + 1..=record.number).map(size).sum(),
+            record,
+            dirty: false,
+        };
+        if settled {
+            let (arrays, generation) = (writer.record.arrays.clone(), writer.record.generation);
+            writer.replace_record(arrays, generation)?;
+        }
+        writer.write_root()?;
+        Ok(writer)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The root group's attributes.
+    pub fn attributes(&self) -> &Value {
+        &self.attributes
+    }
+
+    /// What was given with the last commit.
+    pub fn state(&self) -> &Value {
+        &self.record.state
+    }
+
+    /// Its arrays: name, shape with the rows appended so far, element type.
+    pub fn arrays(&self) -> impl Iterator<Item = (&str, Vec<usize>, &'static str)> {
+        self.arrays.values().map(|array| {
+            let meta = array.meta();
+            let mut shape = vec![array.rows() as usize];
+            if meta.ndim == 3 {
+                shape.extend_from_slice(&meta.shape[1..]);
+            }
+            (array.name.as_str(), shape, meta.dtype.name())
+        })
+    }
+
+    /// More arrays, with no rows yet. They are on disk with the next commit.
+    pub fn add_arrays(&mut self, specs: &[ArraySpec]) -> Result<()> {
+        self.lock.check_process()?;
+        let mut made = Vec::new();
+        for spec in specs {
+            let node = spec.metadata().map_err(|error| error.at(format!("array '{}'", spec.name)))?;
+            if self.arrays.contains_key(&spec.name) || self.groups.contains_key(&spec.name) || made.iter().any(|(n, _)| *n == spec.name) {
+                return Err(Error::new(Kind::Exists, format!("'{}' is there already", spec.name)));
+            }
+            made.push((spec.name.clone(), ArrayWriter::new(&self.path, &spec.name, node, None, Vec::new())?));
+        }
+        for (name, writer) in made {
+            for (i, _) in name.match_indices('/') {
+                let parent = &name[..i];
+                if !self.groups.contains_key(parent) {
+                    self.groups.insert(parent.to_string(), zarr::group(&json!({})));
+                    self.unwritten.push(parent.to_string());
+                }
+            }
+            self.unwritten.push(name.clone());
+            self.arrays.insert(name, writer);
+            self.dirty = true;
+        }
+        Ok(())
+    }
+
+    /// Appends rows (little-endian bytes) to arrays, to all or to none. True when enough is waiting
+    /// that a commit is due.
+    pub fn append(&mut self, rows: &[(&str, &[u8])], task: &Task) -> Result<bool> {
+        self.lock.check_process()?;
+        for (name, bytes) in rows {
+            let array = self.arrays.get(*name).ok_or_else(|| Error::not_found(format!("no array '{name}' in {}", self.path.display())))?;
+            if bytes.len() % array.meta().row_bytes() != 0 {
+                return Err(Error::shape(format!("{} bytes for '{name}', a row has {}", bytes.len(), array.meta().row_bytes())));
+            }
+        }
+        let mut staged = Vec::new();
+        for (name, bytes) in rows {
+            match self.arrays[*name].stage(bytes, false, &self.pool, task) {
+                Ok(one) => staged.push((*name, one)),
+                Err(error) => {
+                    drop(staged);
+                    self.arrays.values().for_each(ArrayWriter::give_back_room);
+                    return Err(error);
+                }
+            }
+        }
+        for (name, one) in staged {
+            if let Some(array) = self.arrays.get_mut(name) {
+                array.apply(one);
+            }
+        }
+        self.dirty |= rows.iter().any(|(_, bytes)| !bytes.is_empty());
+        Ok(self.is_due())
+    }
+
+    /// Whether a commit would now write at least as much anew as it has to copy: at the border of a
+    /// shard, or else when a lot is waiting.
+    fn is_due(&self) -> bool {
+        let (fresh, rewritten) = self.arrays.values().map(ArrayWriter::fresh_and_rewritten).fold((0, 0), |(f, r), (a, b)| (f + a, r + b));
+        let border = self.arrays.values().any(|array| array.meta().ndim == 3 && array.has_full());
+        (border && fresh >= rewritten) || fresh >= rewritten.max(DUE)
+    }
+
+    /// Rows of a 1-D array, committed or not.
+    pub fn read(&self, name: &str, start: usize, stop: usize, out: &mut [u8]) -> Result<()> {
+        let array = self.arrays.get(name).ok_or_else(|| Error::not_found(format!("no array '{name}'")))?;
+        let row = array.meta().row_bytes();
+        let behind = array.rows() as usize - array.pending().len() / row;
+        if array.meta().ndim != 1 || start > stop || stop > array.rows() as usize || out.len() != (stop - start) * row {
+            return Err(Error::invalid(format!("rows {start}..{stop} of '{name}'")));
+        }
+        let middle = stop.clamp(start.min(behind), behind).max(start.min(behind));
+        let (old, new) = out.split_at_mut((middle - start.min(middle)) * row);
+        if !old.is_empty() {
+            let reader = Reader::open(&self.path, Verify::Always)?;
+            reader.array(name)?.read(Rows::Range(start, middle), None, old, array.meta().dtype, &Task::new(1))?;
+        }
+        if !new.is_empty() {
+            let from = (start.max(behind) - behind) * row;
+            new.copy_from_slice(&array.pending()[from..from + new.len()]);
+        }
+        Ok(())
+    }
+
+    /// Publishes what was appended; durable on return. The number of the record.
+    pub fn commit(&mut self, state: Value, task: &Task) -> Result<u64> {
+        self.lock.check_process()?;
+        if !self.dirty && state == self.record.state {
+            return Ok(self.record.number);
+        }
+        for array in self.arrays.values_mut() {
+            let staged = array.stage(&[], true, &self.pool, task)?;
+            array.apply(staged);
+        }
+        self.publish(state, self.record.number + 1)?;
+        Ok(self.record.number)
+    }
+
+    /// The protocol. Up to the record's link nothing changes for readers of our records; after it,
+    /// everything is committed, and shapes follow.
+    fn publish(&mut self, state: Value, number: u64) -> Result<()> {
+        // 1. Data, durable under temporary names.
+        let pool = Arc::clone(&self.pool);
+        pool.install(|| self.arrays.par_iter_mut().try_for_each(|(_, array)| array.seal()))?;
+
+        // 2. Nodes that are new, and shards under their names; then the folders.
+        let mut folders = Vec::new();
+        for name in &self.unwritten {
+            let folder = self.path.join(name);
+            folders.extend(files::create_folders(&self.path, &folder)?);
+            match self.groups.get(name) {
+                Some(node) => files::replace(&self.path, &folder.join("zarr.json"), node.to_string().as_bytes())?,
+                None => self.arrays[name].write_node()?,
+            }
+            folders.push(folder);
+        }
+        self.unwritten.clear();
+        for array in self.arrays.values_mut() {
+            folders.extend(array.publish()?);
+        }
+        folders.sort();
+        folders.dedup();
+        pool.install(|| folders.par_iter().try_for_each(|folder| files::sync_folder(folder)))?;
+
+        // 3. The record.
+        let checkpoint = number == 0 || self.since_bytes > self.checkpoint_bytes;
+        let record = self.next_record(state, number, checkpoint);
+        let text = record.write();
+        write_record(&self.path, number, &text)?;
+        if checkpoint {
+            (self.checkpoint_bytes, self.since_bytes) = (text.len() as u64, 0);
+            self.record = record;
+        } else {
+            self.since_bytes += text.len() as u64;
+            self.record = self.record.clone().merge(record)?;
+        }
+        self.dirty = false;
+
+        // 4. Shapes.
+        pool.install(|| self.arrays.par_iter_mut().try_for_each(|(_, array)| array.committed()))?;
+        self.write_root()
+    }
+
+    fn next_record(&self, state: Value, number: u64, checkpoint: bool) -> Record {
+        let before = |name: &str| self.record.arrays.get(name);
+        Record {
+            format: FORMAT,
+            number,
+            checkpoint: if checkpoint { number } else { self.record.checkpoint },
+            generation: self.record.generation,
+            root: Root {
+                metadata: zarr::checksum(&self.root()),
+                previous: if number == 0 { zarr::checksum(&self.root()) } else { self.record.root.metadata },
+            },
+            groups: self.groups.iter().map(|(name, node)| (name.clone(), zarr::checksum(node))).collect(),
+            arrays: self.arrays.iter().map(|(name, array)| (name.clone(), array.record(before(name), checkpoint))).collect(),
+            state,
+        }
+    }
+
+    /// The root's metadata, those of all others in it, so that Zarr readers list no folders.
+    fn root(&self) -> Value {
+        let arrays = self.arrays.iter().map(|(name, array)| (name.clone(), array.node().clone()));
+        let groups = self.groups.iter().map(|(name, node)| (name.clone(), node.clone()));
+        let members: serde_json::Map<String, Value> = arrays.chain(groups).collect();
+        let mut root = zarr::group(&self.attributes);
+        root["consolidated_metadata"] = json!({"kind": "inline", "must_understand": false, "metadata": members});
+        root
+    }
+
+    fn write_root(&mut self) -> Result<()> {
+        files::replace(&self.path, &self.path.join("zarr.json"), self.root().to_string().as_bytes())
+    }
+
+    fn make_room(path: &Path, overwrite: bool) -> Result<()> {
+        if path.join("zarr.json").exists() {
+            if !overwrite {
+                return Err(exists(path));
+            }
+            let is_store = files::read_json(&path.join("zarr.json")).ok().flatten();
+            if is_store.is_none_or(|root| root.pointer("/attributes/actstore").is_none()) {
+                return Err(Error::new(Kind::Exists, format!("{} is Zarr but no actstore store: overwrite does not remove it", path.display())));
+            }
+            // Not under somebody who writes to it.
+            let lock = Lock::take(path)?;
+            let aside = path.with_file_name(format!(".{}.old-{}", path.file_name().unwrap_or_default().to_string_lossy(), std::process::id()));
+            fs::rename(path, &aside).map_err(|error| Error::io("move aside", path, &error))?;
+            drop(lock);
+            return fs::remove_dir_all(&aside).map_err(|error| Error::io("remove", &aside, &error));
+        }
+        if path.is_file() {
+            return Err(Error::new(Kind::Exists, format!("{} is a file", path.display())));
+        }
+        let names = files::list(path)?;
+        let interrupted = names.iter().any(|name| name == COMMITS);
+        if !names.is_empty() && !interrupted {
+            return Err(Error::new(Kind::Exists, format!("{} is a folder with other things in it: choose a new one", path.display())));
+        }
+        Ok(())
+    }
+
+    /// What a creation that was killed left: nobody has seen it, there is no root.
+    fn clear_interrupted(path: &Path) -> Result<()> {
+        for name in files::list(&path.join(COMMITS))? {
+            if name != "lock" {
+                let path = path.join(COMMITS).join(name);
+                fs::remove_file(&path).map_err(|error| Error::io("remove", &path, &error))?;
+            }
+        }
+        for name in files::list(path)? {
+            if name != COMMITS {
+                let path = path.join(name);
+                fs::remove_dir_all(&path).map_err(|error| Error::io("remove", &path, &error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// For a compaction: the record it starts from.
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// For a compaction: publishes a record of the same rows in other files.
+    pub(crate) fn replace_record(&mut self, arrays: BTreeMap<String, ArrayRecord>, generation: u64) -> Result<()> {
+        let number = self.record.number + 1;
+        let root = Root { metadata: self.record.root.metadata, previous: self.record.root.metadata };
+        let record = Record { number, checkpoint: number, generation, arrays, root, ..self.record.clone() };
+        let text = record.write();
+        write_record(&self.path, number, &text)?;
+        (self.checkpoint_bytes, self.since_bytes) = (text.len() as u64, 0);
+        self.record = record;
+        Ok(())
+    }
+}
+
+fn exists(path: &Path) -> Error {
+    Error::new(Kind::Exists, format!("{} is there already: append to it, or create with overwrite=True", path.display()))
+}
+
+/// Links a record into place, durable.
+fn write_record(store: &Path, number: u64, text: &str) -> Result<()> {
+    let staged = files::stage(store, text.as_bytes())?;
+    let path = store.join(COMMITS).join(view::record_name(number));
+    let linked = fs::hard_link(&staged, &path);
+    let _ = fs::remove_file(&staged);
+    match linked {
+        Ok(()) => files::sync_folder(&store.join(COMMITS)),
+        Err(error) => Err(Error::io("publish", &path, &error)),
+    }
+}
+
+/// Removes shards past the record, which a killed writer published but never committed.
+fn drop_orphans(store: &Path, name: &str, record: &ArrayRecord) -> Result<()> {
+    for path in orphans(store, name, record)? {
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(|error| Error::io("remove", &path, &error))?;
+    }
+    Ok(())
+}
+
+/// Shards of an array that the record does not list.
+pub(crate) fn orphans(store: &Path, name: &str, record: &ArrayRecord) -> Result<Vec<PathBuf>> {
+    let known = record.shards.len() as u64 + u64::from(record.tail.is_some());
+    let folder = store.join(name).join("c");
+    Ok(files::list(&folder)?
+        .into_iter()
+        .filter(|entry| entry.parse::<u64>().is_ok_and(|number| number >= known))
+        .map(|entry| folder.join(entry))
+        .collect())
+}

@@ -1,0 +1,22 @@
+//! `actstore._native`: the core as Python sees it. It converts, enters, and maps errors; nothing else.
+
+use pyo3::prelude::*;
+
+mod about;
+mod array;
+mod compact;
+mod enter;
+mod reader;
+mod writer;
+
+#[pymodule]
+fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_class::<array::Array>()?;
+    m.add_class::<reader::Reader>()?;
+    m.add_class::<writer::Writer>()?;
+    m.add_function(wrap_pyfunction!(array::concat, m)?)?;
+    m.add_function(wrap_pyfunction!(compact::compact, m)?)?;
+    m.add_function(wrap_pyfunction!(about::build_info, m)?)?;
+    m.add_function(wrap_pyfunction!(about::error_kinds, m)?)?;
+    about::watch_forks(m)
+}
