@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .data import DTYPES, SYNTHETIC_LENGTH
 from .threads import THREADS, pin
@@ -59,13 +60,18 @@ def _go() -> None:
     sys.stdin.readline()
 
 
+def _touched(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An output whose pages are all there; those of `np.zeros` appear only when written to."""
+    return np.full(shape, 1, np.float32)
+
+
 def read_slices(path: str) -> None:
     """The whole store, all layers, a few thousand rows at a time into one reused float32 output."""
     import actstore
 
     site = actstore.open(path)["resid"]
     n, layers, dim = site.shape
-    out = np.zeros((SLICE_ROWS, layers, dim), np.float32)
+    out = _touched((SLICE_ROWS, layers, dim))
     _go()
     for start in range(0, n, SLICE_ROWS):
         rows = slice(start, min(start + SLICE_ROWS, n))
@@ -78,8 +84,7 @@ def read_layer(path: str) -> None:
 
     site = actstore.open(path)["resid"]
     n, _, dim = site.shape
-    out = np.zeros((n, 1, dim), np.float32)
-    out.fill(1)  # `zeros` alone leaves the pages to be touched later
+    out = _touched((n, 1, dim))
     _go()
     site.select(layers=[0]).read(dtype="float32", out=out, threads=THREADS)
 

@@ -86,6 +86,7 @@ KINDS: dict[str, type[ActstoreError]] = {
     "truncated": FormatError,
     "metadata": FormatError,
     "version": FormatError,
+    "unsupported": FormatError,
     "compacted": FormatError,
     "io": StorageError,
     "locked": StorageError,

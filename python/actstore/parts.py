@@ -29,7 +29,7 @@ class Part:
     reader: _native.Reader
     layout: Layout
     foreign: bool
-    """Without actstore's attributes: sites and offsets are guessed from the arrays."""
+    """Without commits: whoever wrote it need not have written offsets and ids."""
     n_examples: int
     rows: dict[str, int]
     """Rows by axis; `examples` among them."""
@@ -89,9 +89,10 @@ def _folder(path: str) -> list[str]:
         if not name.startswith(".") and os.path.exists(os.path.join(path, name, "zarr.json"))
     ]
     if not names:
+        version_2 = any(os.path.exists(os.path.join(path, name)) for name in (".zgroup", ".zarray"))
         raise NotFoundError(
             f"{path} is no store: neither it nor a folder in it has a zarr.json",
-            hint="a store that was never committed is not there",
+            hint="it is of Zarr version 2, version 3 is read" if version_2 else None,
         )
     return [os.path.join(path, name) for name in sorted(names, key=_natural)]
 
@@ -176,7 +177,8 @@ def read_part(reader: _native.Reader) -> Part:
     path = reader.path
     names = frozenset(reader.arrays)
     layout = parse_layout(reader.attributes, path)
-    foreign = layout is None
+    foreign = reader.record is None
+    guessed = layout is None
     if layout is None:
         layout = _guess_layout(reader)
     rows: dict[str, int] = {}
@@ -198,7 +200,7 @@ def read_part(reader: _native.Reader) -> Part:
     n_examples = _count_examples(reader, names, layout, rows, foreign)
     rows[EXAMPLES] = n_examples
     columns = {
-        axis: _find_columns(reader, names, axis, rows[axis], foreign)
+        axis: _find_columns(reader, names, axis, rows[axis], lenient=guessed)
         for axis in (*layout.axes, EXAMPLES)
         if axis in rows
     }
@@ -210,6 +212,9 @@ def _guess_layout(reader: _native.Reader) -> Layout:
     arrays = [array for array in arrays if len(array.shape) == 3 and array.dtype in FLOAT_DTYPES]
     if len({array.shape[0] for array in arrays}) <= 1:
         axes = {array.name: TOKENS for array in arrays}
+    elif f"{TOKENS}/offset" in reader.arrays:
+        rows = ", ".join(f"{array.name}: {array.shape[0]}" for array in arrays)
+        raise FormatError(f"{reader.path}: {TOKENS}/offset cannot be of all sites, rows differ: {rows}")
     else:  # Arrays of different lengths have nothing in common: each is its own axis.
         axes = {array.name: f"{array.name}.rows" for array in arrays}
     sites = {a.name: SiteLayout(axes[a.name], tuple(range(a.shape[1]))) for a in arrays}
@@ -257,7 +262,7 @@ def _offset_count(reader: _native.Reader, name: str) -> int:
 
 
 def _find_columns(
-    reader: _native.Reader, names: frozenset[str], axis: str, n_rows: int, foreign: bool
+    reader: _native.Reader, names: frozenset[str], axis: str, n_rows: int, lenient: bool
 ) -> dict[str, str]:
     columns: dict[str, str] = {}
     for name in sorted(names):
@@ -278,7 +283,7 @@ def _find_columns(
             continue
         if good and found == n_rows:
             columns[column] = dtype
-        elif not foreign:
+        elif not lenient:
             raise FormatError(
                 f"{reader.path}: column {name} is {dtype} with {found} rows, axis {axis!r} has {n_rows}",
                 kind="metadata",

@@ -5,12 +5,26 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Damage:
-    """One damaged thing: the part's path, the array, its shard and chunk (where known), and how."""
+    """One damaged thing.
+
+    Attributes
+    ----------
+    part : str
+        The directory of the store, or of the part.
+    array : str
+        The array's path in it; empty when the store itself cannot be read.
+    shard : int or None
+        The shard along the rows, where it is known.
+    chunk : list of int or None
+        The chunk within the array's grid of chunks, where it is known.
+    kind, message : str
+        As those of the error that reading it raises.
+    """
 
     part: str
     array: str
-    shard: str | None
-    chunk: str | None
+    shard: int | None
+    chunk: list[int] | None
     kind: str
     message: str
 

@@ -8,8 +8,9 @@ from typing import Any, Literal, Self
 
 from .arrays import FLOAT_DTYPES
 from .columns import Columns
-from .errors import InvalidInputError, NotFoundError
+from .errors import FormatError, InvalidInputError, NotFoundError
 from .layout import FORMAT, TOKENS
+from .parts import Part
 from .report import Damage, Report
 from .site import Site
 from .snapshot import Handle, Snapshot, load
@@ -227,7 +228,7 @@ class Store:
         Report
         """
         self._snapshot.check_open()
-        sizes = [_stored_bytes(json.loads(part.reader.usage())) for part in self._snapshot.parts]
+        sizes = [_expected_bytes(part) if progress is not None else 0 for part in self._snapshot.parts]
         damaged: list[Damage] = []
         leftovers: list[str] = []
         n_chunks = n_bytes = 0
@@ -260,7 +261,7 @@ class Store:
                 key: sum(u[name][key] for u in usages if name in u)
                 for key in ("logical_bytes", "stored_bytes", "hole_bytes", "shards")
             }
-            ratio = usage["logical_bytes"] / usage["stored_bytes"] if usage["stored_bytes"] else None
+            used = usage["stored_bytes"] - usage["hole_bytes"]
             sites[name] = {
                 "axis": site.axis,
                 "shape": list(array.shape),
@@ -269,7 +270,7 @@ class Store:
                 "codec": array.codec,
                 "chunk_rows": array.chunk_rows,
                 **usage,
-                "ratio": ratio,
+                "ratio": usage["logical_bytes"] / used if used else None,
             }
         return {
             "path": self._snapshot.source,
@@ -301,6 +302,14 @@ class Store:
 
 def _stored_bytes(usage: Mapping[str, Mapping[str, int]]) -> int:
     return sum(array["stored_bytes"] for array in usage.values())
+
+
+def _expected_bytes(part: Part) -> int:
+    """How much there is to check in a part, if that can be told before it is checked."""
+    try:
+        return _stored_bytes(json.loads(part.reader.usage()))
+    except FormatError:
+        return 0
 
 
 def _shifted(progress: Progress | None, before: int, after: int) -> Progress | None:

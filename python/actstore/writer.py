@@ -177,7 +177,7 @@ class StoreWriter:
         self._n_examples += n_new
         for axis, sizes in by_axis.items():
             self._rows[axis] += int(sizes.sum())
-        self._digest = _chain(self._digest, names, [by_axis[axis] for axis in self._layout.axes])
+        self._digest = _chain(self._digest, names, [by_axis[axis] for axis in sorted(by_axis)])
         if due:
             # These rows are taken, so this call must not fail; the commit is tried again before
             # the next ones are, and by commit() and close(), which then say what is wrong.

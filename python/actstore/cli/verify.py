@@ -40,9 +40,16 @@ def run(args: argparse.Namespace) -> int:
         print_json({"ok": report.ok, **dataclasses.asdict(report)})
     else:
         for damage in report.damaged:
-            print(f"damaged: {damage.message}")
+            print(f"damaged: {_where(damage)}: {damage.message}")
         for path in report.leftovers:
             print(f"leftover: {path}")
         checked = f"{report.chunks:,} chunks, {human_bytes(report.bytes)} checked"
         print(f"{checked}: {'ok' if report.ok else f'{len(report.damaged)} damaged'}")
     return 0 if report.ok else 1
+
+
+def _where(damage: Damage) -> str:
+    places = [damage.array, damage.part]
+    where = " of ".join(place for place in places if place)
+    where += "" if damage.shard is None else f", shard {damage.shard}"
+    return where + ("" if damage.chunk is None else f", chunk {damage.chunk}")

@@ -139,7 +139,7 @@ def _opened(
                 group = stack.enter_context(_group_around(source))
             elif not os.path.exists(os.path.join(source, "zarr.json")) and not _holds_parts(source):
                 raise missing_export(source)
-            yield from_store(stack.enter_context(open_store(group)), sites, labels, to)
+            yield from_store(stack.enter_context(open_store(group)), source, sites, labels, to)
 
 
 def _is_zarr_array(path: str) -> bool:

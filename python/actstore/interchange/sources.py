@@ -75,16 +75,16 @@ def site_spec(
 
 
 def from_store(
-    store: Store, sites: Sequence[str] | None, labels: Sequence[int] | None, to: str | None
+    store: Store, where: str, sites: Sequence[str] | None, labels: Sequence[int] | None, to: str | None
 ) -> Source:
     """An open store, of ours or a foreign Zarr group."""
-    names = _chosen(store.sites, sites, str(store.path))
+    names = _chosen(store.sites, sites, where)
     if not names:
-        raise InvalidInputError(f"{store.path} has no 3-D array of floats")
+        raise InvalidInputError(f"{where} has no 3-D array of floats")
     specs, read, rows = {}, {}, {}
     for name in names:
         site = store[name]
-        spec = site_spec(f"{store.path}: {name!r}", site.shape, site.dtype.name, labels or site.layers, to)
+        spec = site_spec(f"{where}: {name!r}", site.shape, site.dtype.name, labels or site.layers, to)
         specs[name] = SiteSpec(spec.n_layers, spec.dim, spec.dtype, spec.labels, site.axis)
         read[name] = _site_reader(store, name)
         rows[site.axis] = site.shape[0]

@@ -59,10 +59,7 @@ impl Dtype {
 
     /// Whether it converts to the other float types on reading.
     pub fn is_float(self) -> bool {
-        matches!(
-            self,
-            Dtype::BFloat16 | Dtype::Float16 | Dtype::Float32 | Dtype::Float64
-        )
+        matches!(self, Dtype::BFloat16 | Dtype::Float16 | Dtype::Float32 | Dtype::Float64)
     }
 }
 

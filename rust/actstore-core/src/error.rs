@@ -75,10 +75,7 @@ impl Kind {
     }
 
     fn entry(self) -> &'static (Kind, &'static str, &'static str) {
-        Self::ALL
-            .iter()
-            .find(|(kind, ..)| *kind == self)
-            .expect("every kind is listed")
+        Self::ALL.iter().find(|(kind, ..)| *kind == self).expect("every kind is listed")
     }
 }
 
@@ -98,19 +95,13 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error of `kind` that says `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Error {
-            kind,
-            message: message.into(),
-        }
+        Error { kind, message: message.into() }
     }
 
     /// The same error, with where it happened said first.
     #[must_use]
     pub fn at(self, place: impl fmt::Display) -> Self {
-        Error {
-            kind: self.kind,
-            message: format!("{place}: {}", self.message),
-        }
+        Error { kind: self.kind, message: format!("{place}: {}", self.message) }
     }
 
     /// A system error met while doing `what` to `path`.

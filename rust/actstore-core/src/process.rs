@@ -57,7 +57,8 @@ pub fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
         return Ok(Arc::clone(pool));
     }
     let built = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("actstore-{i}")).build();
-    let pool = Arc::new(built.map_err(|error| Error::new(Kind::Io, format!("cannot start {threads} threads: {error}")))?);
+    let pool =
+        Arc::new(built.map_err(|error| Error::new(Kind::Io, format!("cannot start {threads} threads: {error}")))?);
     pools.insert(threads, Arc::clone(&pool));
     Ok(pool)
 }

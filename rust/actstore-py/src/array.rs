@@ -108,6 +108,7 @@ pub fn bytes<'a>(array: &'a Bound<'_, PyUntypedArray>) -> PyResult<&'a [u8]> {
 }
 
 /// The bytes of a C-contiguous array that may be written to.
+#[allow(clippy::mut_from_ref)]
 pub fn bytes_mut<'a>(array: &'a Bound<'_, PyUntypedArray>) -> PyResult<&'a mut [u8]> {
     let writeable: bool = array.getattr("flags")?.getattr("writeable")?.extract()?;
     if !writeable {

@@ -58,7 +58,13 @@ impl Reader {
     }
 
     #[pyo3(signature = (strict=false, threads=0, progress=None))]
-    fn verify(&self, py: Python<'_>, strict: bool, threads: usize, progress: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
+    fn verify(
+        &self,
+        py: Python<'_>,
+        strict: bool,
+        threads: usize,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<String> {
         let task = Task::new(threads);
         enter(py, &task, progress, || self.0.verify(strict, &task).map(|report| json(&report)))
     }

@@ -27,11 +27,21 @@ type Rows<'py> = BTreeMap<String, Bound<'py, PyUntypedArray>>;
 impl Writer {
     #[staticmethod]
     #[pyo3(signature = (path, attributes, arrays, state, overwrite, threads=0))]
-    fn create(py: Python<'_>, path: &str, attributes: &str, arrays: &str, state: &str, overwrite: bool, threads: usize) -> PyResult<Self> {
+    fn create(
+        py: Python<'_>,
+        path: &str,
+        attributes: &str,
+        arrays: &str,
+        state: &str,
+        overwrite: bool,
+        threads: usize,
+    ) -> PyResult<Self> {
         let attributes: Value = parse(py, "attributes", attributes)?;
         let arrays: Vec<ArraySpec> = parse(py, "arrays", arrays)?;
         let state: Value = parse(py, "state", state)?;
-        let made = enter_briefly(py, || store::Writer::create(Path::new(path), attributes, &arrays, state, overwrite, threads))?;
+        let made = enter_briefly(py, || {
+            store::Writer::create(Path::new(path), attributes, &arrays, state, overwrite, threads)
+        })?;
         Ok(Writer { path: path.to_string(), open: Mutex::new(Some(made)) })
     }
 
@@ -87,7 +97,8 @@ impl Writer {
                         return Err(raise(py, &Error::invalid(format!("'{name}' is {dtype}, the rows are {found}"))));
                     }
                     if array.shape().get(1..) != Some(&shape[1..]) {
-                        let message = format!("'{name}' has rows of {:?}, the array given is {:?}", &shape[1..], array.shape());
+                        let message =
+                            format!("'{name}' has rows of {:?}, the array given is {:?}", &shape[1..], array.shape());
                         return Err(raise(py, &Error::shape(message)));
                     }
                 }
@@ -98,7 +109,14 @@ impl Writer {
         })
     }
 
-    fn read(&self, py: Python<'_>, name: &str, start: usize, stop: usize, out: &Bound<'_, PyUntypedArray>) -> PyResult<()> {
+    fn read(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        start: usize,
+        stop: usize,
+        out: &Bound<'_, PyUntypedArray>,
+    ) -> PyResult<()> {
         let out = crate::array::bytes_mut(out)?;
         self.with(py, |writer| enter_briefly(py, || writer.read(name, start, stop, out)))
     }

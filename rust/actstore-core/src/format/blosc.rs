@@ -144,7 +144,10 @@ fn stream<'a>(chunk: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
     chunk.get(start..*at)
 }
 
-fn inflate(format: u8) -> Result<fn(&[u8], &mut [u8]) -> Result<()>> {
+/// Decodes a stream into a slice that it must fill.
+type Inflate = fn(&[u8], &mut [u8]) -> Result<()>;
+
+fn inflate(format: u8) -> Result<Inflate> {
     match format {
         ZSTD => Ok(zstd_frame::read),
         1 => Ok(|stream, out| match lz4_flex::block::decompress_into(stream, out) {
@@ -264,7 +267,8 @@ impl<'a, R: Fn(usize) -> &'a [u8]> Block<'a, R> {
             }
             _ => {
                 for r in 0..self.rows {
-                    let mut parts: Vec<&mut [u8]> = planes.chunks_mut(plane).map(|p| &mut p[r * n..(r + 1) * n]).collect();
+                    let mut parts: Vec<&mut [u8]> =
+                        planes.chunks_mut(plane).map(|p| &mut p[r * n..(r + 1) * n]).collect();
                     scalar::split((self.row)(r), &mut parts);
                 }
             }
@@ -335,10 +339,7 @@ fn skewed(plane: &[u8]) -> bool {
             n += 1;
         }
     }
-    let bits: f64 = counts
-        .iter()
-        .filter(|c| **c > 0)
-        .map(|c| f64::from(*c) * (f64::from(n) / f64::from(*c)).log2())
-        .sum();
+    let bits: f64 =
+        counts.iter().filter(|c| **c > 0).map(|c| f64::from(*c) * (f64::from(n) / f64::from(*c)).log2()).sum();
     bits < 7.8 * f64::from(n)
 }

@@ -46,7 +46,8 @@ impl Chain {
             match name {
                 "transpose" if !to_bytes && chain.order.is_none() => {
                     let order = codec.pointer("/configuration/order").and_then(Value::as_array);
-                    let order: Vec<usize> = order.into_iter().flatten().filter_map(|n| n.as_u64().map(|n| n as usize)).collect();
+                    let order: Vec<usize> =
+                        order.into_iter().flatten().filter_map(|n| n.as_u64().map(|n| n as usize)).collect();
                     let mut sorted = order.clone();
                     sorted.sort_unstable();
                     if sorted != (0..ndim).collect::<Vec<_>>() {
@@ -113,9 +114,14 @@ impl Chain {
                 Codec::Blosc => return Err(Error::unsupported("blosc over other codecs is not read")),
                 Codec::Zstd | Codec::Gzip => {
                     let out = spare.take().or_else(|| other.take());
-                    let out = out.ok_or_else(|| Error::unsupported("more than two compressors in a row are not read"))?;
+                    let out =
+                        out.ok_or_else(|| Error::unsupported("more than two compressors in a row are not read"))?;
                     // Only the last to be undone gives a size that is known beforehand.
-                    let limit = if self.codecs[..i].iter().all(|c| *c == Codec::Crc32c) { expected + 4 * i } else { expected * 2 + (1 << 16) };
+                    let limit = if self.codecs[..i].iter().all(|c| *c == Codec::Crc32c) {
+                        expected + 4 * i
+                    } else {
+                        expected * 2 + (1 << 16)
+                    };
                     inflate(codec, bytes, limit, out)?;
                     bytes = out;
                 }

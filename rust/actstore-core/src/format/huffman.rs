@@ -19,9 +19,7 @@ pub fn lengths(counts: &[u32; 256]) -> Option<[u8; 256]> {
     }
     let mut sum: u32 = depth.iter().map(|bits| unit(*bits)).sum();
     while sum > unit(0) {
-        let longest = (0..depth.len())
-            .filter(|i| depth[*i] < MAX_BITS)
-            .max_by_key(|i| (depth[*i], usize::MAX - i))?;
+        let longest = (0..depth.len()).filter(|i| depth[*i] < MAX_BITS).max_by_key(|i| (depth[*i], usize::MAX - i))?;
         depth[longest] += 1;
         sum -= unit(depth[longest]);
     }
@@ -84,10 +82,8 @@ pub fn write_tree(lengths: &[u8; 256], out: &mut Vec<u8>) -> bool {
     let longest = u32::from(*lengths.iter().max().unwrap_or(&0));
     let last = lengths.iter().rposition(|l| *l > 0).unwrap_or(0);
     // The last symbol's weight is implied.
-    let weights: Vec<u8> = lengths[..last]
-        .iter()
-        .map(|l| if *l == 0 { 0 } else { (longest + 1 - u32::from(*l)) as u8 })
-        .collect();
+    let weights: Vec<u8> =
+        lengths[..last].iter().map(|l| if *l == 0 { 0 } else { (longest + 1 - u32::from(*l)) as u8 }).collect();
     if let Some(compressed) = fse::compress(&weights).filter(|c| c.len() < 128 && c.len() < weights.len().div_ceil(2)) {
         out.push(compressed.len() as u8);
         out.extend_from_slice(&compressed);

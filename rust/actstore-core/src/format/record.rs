@@ -130,7 +130,8 @@ impl Record {
             }
             _ => return Err(damaged("no format number".into())),
         }
-        let record: Record = serde_json::from_value(value).map_err(|e| Error::metadata(format!("commit record {number}: {e}")))?;
+        let record: Record =
+            serde_json::from_value(value).map_err(|e| Error::metadata(format!("commit record {number}: {e}")))?;
         if record.number != number || record.checkpoint > number {
             return Err(Error::metadata(format!("commit record {number} calls itself {}", record.number)));
         }
@@ -156,7 +157,8 @@ impl Record {
     /// An error unless every array's shards are all there, by their number.
     pub fn check_complete(&self) -> Result<()> {
         for (name, array) in &self.arrays {
-            let dense = array.shards.iter().enumerate().all(|(i, (number, sums))| *number == i as u64 && !sums.is_empty());
+            let dense =
+                array.shards.iter().enumerate().all(|(i, (number, sums))| *number == i as u64 && !sums.is_empty());
             if !dense {
                 return Err(Error::metadata(format!("commit record {}: shards of '{name}' are missing", self.number)));
             }

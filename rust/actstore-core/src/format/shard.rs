@@ -48,7 +48,10 @@ pub fn read_index(bytes: &[u8], crc: bool, file_bytes: u64) -> Result<Vec<Span>>
         .map(|entry| {
             let span = Span { offset: word(entry), length: word(&entry[8..]) };
             if span != Span::ABSENT && span.offset.checked_add(span.length).is_none_or(|end| end > file_bytes) {
-                return Err(Error::metadata(format!("the index points at byte {} of a file of {file_bytes}", span.end())));
+                return Err(Error::metadata(format!(
+                    "the index points at byte {} of a file of {file_bytes}",
+                    span.end()
+                )));
             }
             Ok(span)
         })

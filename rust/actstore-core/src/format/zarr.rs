@@ -90,7 +90,10 @@ impl ArrayMeta {
 
     /// Whether a chunk holds whole rows of one layer: how we write.
     pub fn is_ours(&self) -> bool {
-        self.chunk[1] == 1 && self.chunk[2] == self.shape[2] && self.shard[1] == self.shape[1] && self.shard[2] == self.shape[2]
+        self.chunk[1] == 1
+            && self.chunk[2] == self.shape[2]
+            && self.shard[1] == self.shape[1]
+            && self.shard[2] == self.shape[2]
     }
 
     /// The path, below the array's, of a shard.
@@ -106,8 +109,18 @@ impl ArrayMeta {
         }
         for key in object.keys() {
             const KNOWN: [&str; 12] = [
-                "zarr_format", "node_type", "shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value",
-                "codecs", "attributes", "dimension_names", "storage_transformers", "consolidated_metadata",
+                "zarr_format",
+                "node_type",
+                "shape",
+                "data_type",
+                "chunk_grid",
+                "chunk_key_encoding",
+                "fill_value",
+                "codecs",
+                "attributes",
+                "dimension_names",
+                "storage_transformers",
+                "consolidated_metadata",
             ];
             let optional = object[key].get("must_understand") == Some(&Value::Bool(false));
             if !KNOWN.contains(&key.as_str()) && !optional {
@@ -135,7 +148,8 @@ impl ArrayMeta {
         let codecs = field(object, "codecs")?.as_array().ok_or_else(|| Error::metadata("codecs is not a list"))?;
         let (chunk, chain, sharding) = match codecs.as_slice() {
             [one] if one.get("name").and_then(Value::as_str) == Some("sharding_indexed") => {
-                let configuration = one.get("configuration").ok_or_else(|| Error::metadata("sharding without configuration"))?;
+                let configuration =
+                    one.get("configuration").ok_or_else(|| Error::metadata("sharding without configuration"))?;
                 let chunk = extents(configuration.get("chunk_shape").unwrap_or(&Value::Null), 1)?;
                 let inner = configuration.get("codecs").and_then(Value::as_array);
                 let chain = Chain::parse(inner.ok_or_else(|| Error::metadata("sharding without codecs"))?, ndim)?;
@@ -183,8 +197,13 @@ impl ArrayMeta {
         if product(self.chunk).is_none_or(|n| n > MAX_CHUNK) {
             return Err(Error::metadata(format!("a chunk of {:?} is beyond {MAX_CHUNK} bytes", self.chunk)));
         }
-        if product(self.shard).is_none_or(|n| n as u64 > MAX_EXTENT) || product(self.shape).is_none_or(|n| n > isize::MAX as usize) {
-            return Err(Error::metadata(format!("a shape of {:?} in shards of {:?} is beyond any memory", self.shape, self.shard)));
+        if product(self.shard).is_none_or(|n| n as u64 > MAX_EXTENT)
+            || product(self.shape).is_none_or(|n| n > isize::MAX as usize)
+        {
+            return Err(Error::metadata(format!(
+                "a shape of {:?} in shards of {:?} is beyond any memory",
+                self.shape, self.shard
+            )));
         }
         if self.chunks_per_shard() > 1 << 28 {
             return Err(Error::metadata(format!("{} chunks in a shard", self.chunks_per_shard())));
@@ -223,7 +242,12 @@ impl ArraySpec {
         let (layers, dim) = match self.shape.as_slice() {
             [] => (1, 1),
             [layers, dim] if *layers > 0 && *dim > 0 => (*layers, *dim),
-            _ => return Err(Error::shape(format!("array '{}' has shape {:?}: give [layers, dim], both positive", self.name, self.shape))),
+            _ => {
+                return Err(Error::shape(format!(
+                    "array '{}' has shape {:?}: give [layers, dim], both positive",
+                    self.name, self.shape
+                )));
+            }
         };
         if !valid_path(&self.name) {
             return Err(Error::invalid(format!("'{}' cannot be the name of an array", self.name)));
@@ -246,7 +270,11 @@ impl ArraySpec {
             "raw" => vec![],
             other => return Err(Error::invalid(format!("codec '{other}': give 'blosc' or 'raw'"))),
         };
-        let mut codecs = vec![if size > 1 { json!({"name": "bytes", "configuration": {"endian": "little"}}) } else { json!({"name": "bytes"}) }];
+        let mut codecs = vec![if size > 1 {
+            json!({"name": "bytes", "configuration": {"endian": "little"}})
+        } else {
+            json!({"name": "bytes"})
+        }];
         codecs.extend(compress);
         codecs.push(json!({"name": "crc32c"}));
         let whole = |rows: usize| -> Vec<usize> { std::iter::once(rows).chain(self.shape.iter().copied()).collect() };
@@ -344,7 +372,13 @@ fn key_encoding(value: &Value) -> Result<KeyEncoding> {
         other => return Err(Error::unsupported(format!("chunk key encoding '{}'", other.unwrap_or("?")))),
     };
     let separator = match value.pointer("/configuration/separator") {
-        None => if prefix { '/' } else { '.' },
+        None => {
+            if prefix {
+                '/'
+            } else {
+                '.'
+            }
+        }
         Some(Value::String(s)) if s == "/" || s == "." => s.chars().next().unwrap_or('/'),
         Some(other) => return Err(Error::metadata(format!("chunk key separator {other}"))),
     };

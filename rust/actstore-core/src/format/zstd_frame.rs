@@ -249,7 +249,10 @@ mod tests {
             };
             let spread = 1 + next() % 12;
             let bytes: Vec<u8> = (0..n)
-                .map(|_| (next().leading_zeros().min(spread) * 19 + if next() % 500 == 0 { next() % 256 } else { 0 }) as u8)
+                .map(|_| {
+                    (next().leading_zeros().min(spread) * 19
+                        + if next().is_multiple_of(500) { next() % 256 } else { 0 }) as u8
+                })
                 .collect();
             let mut frame = Vec::new();
             if !write_literals(&bytes, &histogram(&bytes), &mut frame) {
@@ -292,7 +295,7 @@ mod tests {
             let mut hurt = frame.clone();
             let at = next() as usize % hurt.len();
             hurt[at] ^= 1 << (next() % 8);
-            if next() % 3 == 0 {
+            if next().is_multiple_of(3) {
                 hurt.truncate(next() as usize % hurt.len());
             }
             let _ = read(&hurt, &mut back);

@@ -26,10 +26,7 @@ pub struct DecodeTable {
 
 impl Default for DecodeTable {
     fn default() -> Self {
-        DecodeTable {
-            runs: Box::new([0; TABLE]),
-            singles: Box::new([0; TABLE]),
-        }
+        DecodeTable { runs: Box::new([0; TABLE]), singles: Box::new([0; TABLE]) }
     }
 }
 
@@ -73,7 +70,8 @@ impl DecodeTable {
     #[must_use]
     pub fn decode4(&self, streams: [&[u8]; 4], out: [&mut [u8]; 4]) -> bool {
         let [o0, o1, o2, o3] = out;
-        let mut cursors = [Cursor::new(streams[0]), Cursor::new(streams[1]), Cursor::new(streams[2]), Cursor::new(streams[3])];
+        let mut cursors =
+            [Cursor::new(streams[0]), Cursor::new(streams[1]), Cursor::new(streams[2]), Cursor::new(streams[3])];
         let done = if cursors.iter().all(Option::is_some) {
             let mut fast = cursors.map(Option::unwrap);
             let done = self.decode_fast(&mut fast, [&mut *o0, &mut *o1, &mut *o2, &mut *o3]);
@@ -160,7 +158,8 @@ impl DecodeTable {
         }
         loop {
             let filled = done([o0, o1, o2, o3]);
-            let rounds = (0..4).map(|k| (at[k] / 7).min((lengths[k] - filled[k]) / (LOOKUPS * RUN as usize))).min().unwrap_or(0);
+            let rounds =
+                (0..4).map(|k| (at[k] / 7).min((lengths[k] - filled[k]) / (LOOKUPS * RUN as usize))).min().unwrap_or(0);
             if rounds == 0 {
                 for (k, bits) in [b0, b1, b2, b3].into_iter().enumerate() {
                     cursors[k].bits = bits;
@@ -249,11 +248,7 @@ impl<'a> Cursor<'a> {
         let at = stream.len().checked_sub(8)?;
         let word = u64::from_le_bytes(stream[at..].try_into().ok()?);
         let closing = stream[at + 7].leading_zeros() + 1;
-        (closing <= 8).then(|| Cursor {
-            stream,
-            at,
-            bits: (word | 1) << closing,
-        })
+        (closing <= 8).then(|| Cursor { stream, at, bits: (word | 1) << closing })
     }
 
     /// Bits read so far, not counting the closing one and what is above it.

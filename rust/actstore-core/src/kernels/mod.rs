@@ -128,7 +128,9 @@ mod tests {
                     (scalar::KERNELS.join2)(&p0, &p1, &mut joined);
                     assert!(joined == src[..2 * n]);
 
-                    for (f, g) in [(kernels.bf16_f32, scalar::KERNELS.bf16_f32), (kernels.f16_f32, scalar::KERNELS.f16_f32)] {
+                    for (f, g) in
+                        [(kernels.bf16_f32, scalar::KERNELS.bf16_f32), (kernels.f16_f32, scalar::KERNELS.f16_f32)]
+                    {
                         let (mut a, mut b) = (vec![0; n * 4], vec![1; n * 4]);
                         f(&src[..2 * n], &mut a);
                         g(&src[..2 * n], &mut b);

@@ -9,15 +9,20 @@ use crate::dtype::Dtype;
 pub static KERNELS: Kernels = Kernels {
     name: "scalar",
     join2,
-    join_bf16_f32: |low, high, out| join_half(low, high, out, |bits| bf16::from_bits(bits).to_f32()),
+    join_bf16_f32: |low, high, out| join_half(low, high, out, widen_bf16),
     join_f16_f32: |low, high, out| join_half(low, high, out, |bits| f16::from_bits(bits).to_f32()),
     join4: |planes, out| join(&planes, out),
     split2,
     split4: |src, mut planes| split(src, &mut planes),
-    bf16_f32: |src, out| widen(src, out, |bits| bf16::from_bits(bits).to_f32()),
+    bf16_f32: |src, out| widen(src, out, widen_bf16),
     f16_f32: |src, out| widen(src, out, |bits| f16::from_bits(bits).to_f32()),
     copy: |src, out| out.copy_from_slice(src),
 };
+
+/// Exactly: a NaN keeps its payload, which the `half` crate would quiet.
+fn widen_bf16(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
 
 fn join2(low: &[u8], high: &[u8], out: &mut [u8]) {
     for ((pair, low), high) in out.chunks_exact_mut(2).zip(low).zip(high) {

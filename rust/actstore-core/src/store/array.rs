@@ -102,7 +102,13 @@ impl Array {
             if a.dtype != b.dtype || a.shape[1..] != b.shape[1..] || a.ndim != b.ndim {
                 return Err(Error::shape(format!(
                     "parts disagree on '{}': {} x {} of {} and {} x {} of {}",
-                    first.name(), a.shape[1], a.shape[2], a.dtype.name(), b.shape[1], b.shape[2], b.dtype.name()
+                    first.name(),
+                    a.shape[1],
+                    a.shape[2],
+                    a.dtype.name(),
+                    b.shape[1],
+                    b.shape[2],
+                    b.dtype.name()
                 )));
             }
             for part in &array.parts {
@@ -136,7 +142,14 @@ impl Array {
     }
 
     /// Reads `rows` of `layers` (positions; None for all) as `[rows, layers, dim]` of `dtype` into `out`.
-    pub fn read(&self, rows: Rows<'_>, layers: Option<&[usize]>, out: &mut [u8], dtype: Dtype, task: &Task) -> Result<()> {
+    pub fn read(
+        &self,
+        rows: Rows<'_>,
+        layers: Option<&[usize]>,
+        out: &mut [u8],
+        dtype: Dtype,
+        task: &Task,
+    ) -> Result<()> {
         let meta = self.meta();
         let all: Vec<usize>;
         let layers = match layers {
@@ -151,13 +164,22 @@ impl Array {
             return Err(Error::invalid(format!("layer position {layer} of {}", meta.shape[1])));
         }
         if dtype != meta.dtype && !(dtype.is_float() && meta.dtype.is_float()) {
-            return Err(Error::invalid(format!("'{}' is {}, which is not read as {}", self.name(), meta.dtype.name(), dtype.name())));
+            return Err(Error::invalid(format!(
+                "'{}' is {}, which is not read as {}",
+                self.name(),
+                meta.dtype.name(),
+                dtype.name()
+            )));
         }
         let cell = meta.shape[2] * dtype.size();
         if out.len() != rows.len() * layers.len() * cell {
             return Err(Error::shape(format!(
                 "the output has {} bytes, {} rows of {} layers of {} have {}",
-                out.len(), rows.len(), layers.len(), meta.shape[2], rows.len() * layers.len() * cell
+                out.len(),
+                rows.len(),
+                layers.len(),
+                meta.shape[2],
+                rows.len() * layers.len() * cell
             )));
         }
         if out.is_empty() {
@@ -197,7 +219,9 @@ impl Read<'_> {
                     rest = after;
                     tasks.push((segment, mine));
                 }
-                tasks.into_par_iter().try_for_each(|(segment, out)| self.fill(&segment, self.layers[0], Target::Whole(out)))
+                tasks
+                    .into_par_iter()
+                    .try_for_each(|(segment, out)| self.fill(&segment, self.layers[0], Target::Whole(out)))
             }
             Rows::Range(start, stop) => {
                 let mut cells = out.chunks_exact_mut(self.cell);
@@ -211,9 +235,13 @@ impl Read<'_> {
                         }
                     }
                     let segment = Arc::new(segment);
-                    tasks.extend(self.layers.iter().zip(by_layer).map(|(layer, cells)| (Arc::clone(&segment), *layer, cells)));
+                    tasks.extend(
+                        self.layers.iter().zip(by_layer).map(|(layer, cells)| (Arc::clone(&segment), *layer, cells)),
+                    );
                 }
-                tasks.into_par_iter().try_for_each(|(segment, layer, cells)| self.fill(&segment, layer, Target::Cells(cells)))
+                tasks
+                    .into_par_iter()
+                    .try_for_each(|(segment, layer, cells)| self.fill(&segment, layer, Target::Cells(cells)))
             }
             Rows::List(list) => {
                 let (segments, orders) = self.segments_of_list(list);
@@ -226,7 +254,9 @@ impl Read<'_> {
                         tasks.push((Arc::clone(&segment), *layer, mine));
                     }
                 }
-                tasks.into_par_iter().try_for_each(|(segment, layer, cells)| self.fill(&segment, layer, Target::Cells(cells)))
+                tasks
+                    .into_par_iter()
+                    .try_for_each(|(segment, layer, cells)| self.fill(&segment, layer, Target::Cells(cells)))
             }
         }
     }
@@ -298,9 +328,16 @@ impl Read<'_> {
                 for (layer, cell) in self.layers.iter().zip(out.chunks_exact_mut(self.cell)) {
                     let chunk = group * meta.shape[1] + layer;
                     match held.as_ref().and_then(|h| h.2.as_ref()) {
-                        Some(open) if open.spans.get(chunk).is_some_and(|s| *s != crate::format::shard::Span::ABSENT) => {
+                        Some(open)
+                            if open.spans.get(chunk).is_some_and(|s| *s != crate::format::shard::Span::ABSENT) =>
+                        {
                             let bytes = part.checked(open, chunk, shard)?;
-                            kernels::convert(&bytes[first * stored..(first + 1) * stored], meta.dtype, cell, self.dtype);
+                            kernels::convert(
+                                &bytes[first * stored..(first + 1) * stored],
+                                meta.dtype,
+                                cell,
+                                self.dtype,
+                            );
                         }
                         _ => part.fill(cell, self.dtype),
                     }
@@ -325,9 +362,19 @@ impl Read<'_> {
                 let shard = [at[0] / per_shard, at[1] / inner[1], at[2] / inner[2]];
                 let chunk = ((at[0] % per_shard) * inner[1] + at[1] % inner[1]) * inner[2] + at[2] % inner[2];
                 let dims = column * chunk_dim..((column + 1) * chunk_dim).min(meta.shape[2]);
-                let place = || format!("'{}' of {}, shard {}, chunk {:?}", part.name, part.store.path.display(), shard[0], [at[0] % per_shard, layer, column]);
+                let place = || {
+                    format!(
+                        "'{}' of {}, shard {}, chunk {:?}",
+                        part.name,
+                        part.store.path.display(),
+                        shard[0],
+                        [at[0] % per_shard, layer, column]
+                    )
+                };
                 let Some(open) = part.shard(shard)? else {
-                    target.each(segment, |_, cell| part.fill(&mut cell[dims.start * self.dtype.size()..dims.end * self.dtype.size()], self.dtype));
+                    target.each(segment, |_, cell| {
+                        part.fill(&mut cell[dims.start * self.dtype.size()..dims.end * self.dtype.size()], self.dtype);
+                    });
                     continue;
                 };
                 let Buffers { chunk: buffer, scratch, elements } = buffers;
@@ -338,7 +385,9 @@ impl Read<'_> {
                     open.chunk(chunk, buffer).map_err(|error| part.explain(error).at(place()))?
                 };
                 let Some(bytes) = bytes else {
-                    target.each(segment, |_, cell| part.fill(&mut cell[dims.start * self.dtype.size()..dims.end * self.dtype.size()], self.dtype));
+                    target.each(segment, |_, cell| {
+                        part.fill(&mut cell[dims.start * self.dtype.size()..dims.end * self.dtype.size()], self.dtype);
+                    });
                     continue;
                 };
                 let size = meta.dtype.size();
@@ -355,7 +404,9 @@ impl Read<'_> {
                 let n = dims.len();
                 match &mut target {
                     Target::Whole(out) if stride == n && n == meta.shape[2] => {
-                        let Picks::Run { first, n: rows } = segment.picks else { unreachable!("whole slices are of runs") };
+                        let Picks::Run { first, n: rows } = segment.picks else {
+                            unreachable!("whole slices are of runs")
+                        };
                         emit(&decoded, first * stride, rows * stride, meta.dtype, out, self.dtype);
                     }
                     target => target.each(segment, |row, cell| {
@@ -400,7 +451,9 @@ impl Target<'_> {
 fn emit(decoded: &Decoded<'_>, first: usize, n: usize, from: Dtype, out: &mut [u8], to: Dtype) {
     let k = kernels();
     match decoded {
-        Decoded::Elements(bytes) => kernels::convert(&bytes[first * from.size()..(first + n) * from.size()], from, out, to),
+        Decoded::Elements(bytes) => {
+            kernels::convert(&bytes[first * from.size()..(first + n) * from.size()], from, out, to);
+        }
         Decoded::Planes(planes) => {
             let plane = |i: usize| &planes[i][first..first + n];
             match (from, to) {
@@ -469,7 +522,8 @@ impl PartArray {
             return Ok(Expected::Full(sums));
         }
         let tail = record.tail.as_ref().filter(|_| shard == record.shards.len());
-        tail.map(Expected::Tail).ok_or_else(|| Error::metadata(format!("no shard {shard} of '{}' was committed", self.name)))
+        tail.map(Expected::Tail)
+            .ok_or_else(|| Error::metadata(format!("no shard {shard} of '{}' was committed", self.name)))
     }
 
     /// The open shard at a place of the grid; None where Zarr's fill value stands for it.
@@ -499,7 +553,11 @@ impl PartArray {
         };
         let damaged = |error: Error| {
             let place = [chunk / self.meta.shape[1], chunk % self.meta.shape[1], 0];
-            self.explain(error).at(format!("'{}' of {}, shard {shard}, chunk {place:?}", self.name, self.store.path.display()))
+            self.explain(error).at(format!(
+                "'{}' of {}, shard {shard}, chunk {place:?}",
+                self.name,
+                self.store.path.display()
+            ))
         };
         let bytes = open.mapped(chunk).ok_or_else(|| damaged(Error::truncated("the chunk is not in the file")))?;
         let data = if verify {
@@ -511,7 +569,11 @@ impl PartArray {
             &bytes[..bytes.len().saturating_sub(4 * self.meta.chain.codecs.len())]
         };
         if data.len() != self.meta.chunk_bytes() {
-            return Err(damaged(Error::checksum(format!("{} bytes where {} belong", data.len(), self.meta.chunk_bytes()))));
+            return Err(damaged(Error::checksum(format!(
+                "{} bytes where {} belong",
+                data.len(),
+                self.meta.chunk_bytes()
+            ))));
         }
         if verify {
             open.set_checked(chunk);
@@ -534,10 +596,9 @@ impl PartArray {
             return error;
         }
         match view::newest_record(&self.store.path) {
-            Ok(Some(record)) if record.generation > self.store.generation => Error::new(
-                Kind::Compacted,
-                "the store was compacted since it was opened: call refresh()",
-            ),
+            Ok(Some(record)) if record.generation > self.store.generation => {
+                Error::new(Kind::Compacted, "the store was compacted since it was opened: call refresh()")
+            }
             _ => error,
         }
     }

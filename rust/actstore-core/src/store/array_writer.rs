@@ -111,7 +111,13 @@ impl ArrayWriter {
         let mut meta = ArrayMeta::parse(&node).map_err(|error| error.at(name))?;
         let rows = record.map_or(0, |r| r.rows);
         meta.shape[0] = rows as usize;
-        let mut tail = TailShard { number: rows / meta.shard[0] as u64, chunks: Vec::new(), boundary: Vec::new(), end: 0, shard: None };
+        let mut tail = TailShard {
+            number: rows / meta.shard[0] as u64,
+            chunks: Vec::new(),
+            boundary: Vec::new(),
+            end: 0,
+            shard: None,
+        };
         if let Some(published) = record.and_then(|r| r.tail.as_ref()) {
             tail.chunks.clone_from(&published.chunks);
             tail.end = tail.chunks.iter().map(|c| c.0 + c.1).max().unwrap_or(0);
@@ -173,7 +179,8 @@ impl ArrayWriter {
         let chunk_rows = meta.chunk[0];
         let before = self.pending.len() / row;
         let total = before + rows.len() / row;
-        let enough = (4 * pool.current_num_threads()).div_ceil(meta.shape[1]).min((WAITING / (row * chunk_rows)).max(1));
+        let enough =
+            (4 * pool.current_num_threads()).div_ceil(meta.shape[1]).min((WAITING / (row * chunk_rows)).max(1));
         let groups = if all || total / chunk_rows >= enough { total / chunk_rows } else { 0 };
         let mut staged = Staged {
             rows: self.rows + (rows.len() / row) as u64,
@@ -232,10 +239,18 @@ impl ArrayWriter {
         let width = meta.shape[2] * meta.dtype.size();
         let before = self.pending.len() / row;
         let get = |r: usize| {
-            let (source, r) = if first + r < before { (self.pending.as_slice(), first + r) } else { (rows, first + r - before) };
+            let (source, r) =
+                if first + r < before { (self.pending.as_slice(), first + r) } else { (rows, first + r - before) };
             &source[r * row + layer * width..][..width]
         };
-        let block = Block { row: get, rows: n, row_bytes: width, chunk_rows: meta.chunk[0], size: meta.dtype.size(), float: meta.dtype.is_float() };
+        let block = Block {
+            row: get,
+            rows: n,
+            row_bytes: width,
+            chunk_rows: meta.chunk[0],
+            size: meta.dtype.size(),
+            float: meta.dtype.is_float(),
+        };
         if meta.chain.is_raw() {
             block.write_raw(out);
         } else {
@@ -256,7 +271,13 @@ impl ArrayWriter {
         if staged.tail.chunks.len() == self.meta.chunks_per_shard() {
             let sums = self.write_index(&temporary, &staged.tail.chunks, staged.tail.end)?;
             staged.full.push((staged.tail.number, Shard::Temporary(temporary), sums));
-            staged.tail = TailShard { number: staged.tail.number + 1, chunks: Vec::new(), boundary: Vec::new(), end: 0, shard: None };
+            staged.tail = TailShard {
+                number: staged.tail.number + 1,
+                chunks: Vec::new(),
+                boundary: Vec::new(),
+                end: 0,
+                shard: None,
+            };
         }
         Ok(())
     }
@@ -293,7 +314,11 @@ impl ArrayWriter {
             let copied = std::io::copy(&mut std::io::Read::take(&mut source, tail.end), &mut &temporary.file);
             let copied = copied.map_err(|error| Error::io("copy", &from, &error))?;
             if copied != tail.end {
-                return Err(Error::truncated(format!("{} has {copied} bytes, {} were committed", from.display(), tail.end)));
+                return Err(Error::truncated(format!(
+                    "{} has {copied} bytes, {} were committed",
+                    from.display(),
+                    tail.end
+                )));
             }
         }
         let temporary = Arc::new(temporary);
@@ -376,7 +401,7 @@ impl ArrayWriter {
             rows: self.rows,
             previous: before.map_or(0, |b| b.rows),
             shards: kept.iter().cloned().chain(fresh).collect(),
-            tail: (!chunks.is_empty()).then(|| Tail { length: self.tail.end, chunks, compacted: None }),
+            tail: (!chunks.is_empty()).then_some(Tail { length: self.tail.end, chunks, compacted: None }),
         }
     }
 

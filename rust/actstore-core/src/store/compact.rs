@@ -111,7 +111,9 @@ fn rewrite(part: &PartArray, number: usize, task: &Task) -> Result<Option<Rewrit
         Ok((end + index.len() as u64, crc, chunks))
     };
     match write() {
-        Ok((length, index, chunks)) => Ok(Some(Rewritten { array: part.name.clone(), shard: number, staged, path, length, index, chunks })),
+        Ok((length, index, chunks)) => {
+            Ok(Some(Rewritten { array: part.name.clone(), shard: number, staged, path, length, index, chunks }))
+        }
         Err(error) => {
             let _ = fs::remove_file(&staged);
             Err(error)
@@ -128,7 +130,8 @@ fn swap(writer: &mut Writer, rewritten: &[Rewritten]) -> Result<()> {
                 Some((_, sums)) => sums.push((new.length, new.index)),
                 None => {
                     if let Some(tail) = &mut array.tail {
-                        tail.compacted = Some(Compacted { length: new.length, index: new.index, chunks: new.chunks.clone() });
+                        tail.compacted =
+                            Some(Compacted { length: new.length, index: new.index, chunks: new.chunks.clone() });
                     }
                 }
             }
@@ -178,7 +181,10 @@ pub(crate) fn settle(reader: &Reader, record: &mut crate::format::record::Record
             let (_, crc) = crate::store::shard_file::read_index(&file, &part.meta, length)?;
             sums.retain(|sum| *sum == (length, crc));
             if sums.is_empty() {
-                return Err(Error::checksum(format!("{} is neither the old nor the new shard of a compaction", path.display())));
+                return Err(Error::checksum(format!(
+                    "{} is neither the old nor the new shard of a compaction",
+                    path.display()
+                )));
             }
             changed = true;
         }
@@ -187,7 +193,8 @@ pub(crate) fn settle(reader: &Reader, record: &mut crate::format::record::Record
         {
             let path = part.store.path.join(&name).join(part.meta.key([array.shards.len(), 0, 0]));
             let open = OpenShard::open(&path, &part.meta, &part.expected(array.shards.len())?, false)?;
-            let open = open.ok_or_else(|| Error::new(crate::Kind::MissingShard, format!("{} is missing", path.display())))?;
+            let open =
+                open.ok_or_else(|| Error::new(crate::Kind::MissingShard, format!("{} is missing", path.display())))?;
             let new = tail.compacted.take().filter(|new| new.length == open.length && same(&new.chunks, &open.spans));
             if let Some(new) = new {
                 let end = new.chunks.iter().map(|c| c.0 + c.1).max().unwrap_or(0);

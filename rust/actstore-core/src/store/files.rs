@@ -19,7 +19,9 @@ const MAX_METADATA: u64 = 1 << 30;
 /// Reads a file, None where there is none.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::metadata(path) {
-        Ok(found) if found.len() > MAX_METADATA => return Err(Error::metadata(format!("{} has {} bytes", path.display(), found.len()))),
+        Ok(found) if found.len() > MAX_METADATA => {
+            return Err(Error::metadata(format!("{} has {} bytes", path.display(), found.len())));
+        }
         Ok(_) => {}
         Err(error) if is_absent(&error) => return Ok(None),
         Err(error) => return Err(Error::io("read", path, &error)),
@@ -34,7 +36,10 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
 /// Reads a JSON file, None where there is none.
 pub fn read_json(path: &Path) -> Result<Option<Value>> {
     read(path)?
-        .map(|bytes| serde_json::from_slice(&bytes).map_err(|error| Error::metadata(format!("{} does not parse: {error}", path.display()))))
+        .map(|bytes| {
+            serde_json::from_slice(&bytes)
+                .map_err(|error| Error::metadata(format!("{} does not parse: {error}", path.display())))
+        })
         .transpose()
 }
 
@@ -108,6 +113,8 @@ pub fn list(path: &Path) -> Result<Vec<String>> {
         Err(error) => return Err(Error::io("list", path, &error)),
     };
     entries
-        .map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()).map_err(|error| Error::io("list", path, &error)))
+        .map(|entry| {
+            entry.map(|e| e.file_name().to_string_lossy().into_owned()).map_err(|error| Error::io("list", path, &error))
+        })
         .collect()
 }

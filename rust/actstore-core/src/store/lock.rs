@@ -61,7 +61,10 @@ impl Lock {
         if self.pid == std::process::id() {
             return Ok(());
         }
-        Err(Error::new(Kind::Forked, format!("this writer belongs to process {}: a forked child cannot use it", self.pid)))
+        Err(Error::new(
+            Kind::Forked,
+            format!("this writer belongs to process {}: a forked child cannot use it", self.pid),
+        ))
     }
 }
 

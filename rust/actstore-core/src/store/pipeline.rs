@@ -32,7 +32,8 @@ pub fn ordered<'a>(
     produce: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync,
     consume: &'a mut Consume<'a>,
 ) -> Result<()> {
-    let state = Mutex::new(State { ready: BTreeMap::new(), spare: Vec::new(), next: 0, consume: Some(consume), failed: None });
+    let state =
+        Mutex::new(State { ready: BTreeMap::new(), spare: Vec::new(), next: 0, consume: Some(consume), failed: None });
     let moved = Condvar::new();
     let dealt = AtomicUsize::new(0);
     let limit = WAITING * pool.current_num_threads();
@@ -115,7 +116,13 @@ mod tests {
         }
         let stop = |i: usize| if i == 100 { Err(Error::invalid("stop")) } else { Ok(()) };
         let mut count = 0;
-        assert!(ordered(&pool, 1000, |i, _| stop(i), &mut |_, _| { count += 1; Ok(()) }).is_err());
+        assert!(
+            ordered(&pool, 1000, |i, _| stop(i), &mut |_, _| {
+                count += 1;
+                Ok(())
+            })
+            .is_err()
+        );
         assert!(count <= 100);
         assert!(ordered(&pool, 1000, |_, _| Ok(()), &mut |i, _| stop(i)).is_err());
     }

@@ -135,7 +135,8 @@ impl Reader {
         };
         for index in grid(meta.grid()) {
             let Some(open) = part.shard(index)? else { continue };
-            let used: u64 = open.spans.iter().filter(|s| **s != crate::format::shard::Span::ABSENT).map(|s| s.length).sum();
+            let used: u64 =
+                open.spans.iter().filter(|s| **s != crate::format::shard::Span::ABSENT).map(|s| s.length).sum();
             let index_bytes = match meta.sharding {
                 Some(sharding) => crate::format::shard::index_bytes(meta.chunks_per_shard(), sharding.index_crc) as u64,
                 None => 0,

@@ -68,7 +68,9 @@ impl OpenShard {
             Expected::Tail(tail) => {
                 let chunks = Self::tail_chunks(&file, meta, tail, length)?;
                 let spans: Vec<Span> = chunks.iter().map(|c| Span { offset: c.0, length: c.1 }).collect();
-                if spans.len() > meta.chunks_per_shard() || spans.iter().any(|s| s.offset.checked_add(s.length).is_none_or(|end| end > length)) {
+                if spans.len() > meta.chunks_per_shard()
+                    || spans.iter().any(|s| s.offset.checked_add(s.length).is_none_or(|end| end > length))
+                {
                     return Err(Error::metadata("the record points outside the tail shard"));
                 }
                 (spans, Some(chunks.iter().map(|c| c.2).collect()))
@@ -127,7 +129,9 @@ impl OpenShard {
             return Ok(None);
         };
         let bytes = match &self.bytes {
-            Bytes::Map(map) => map.get(span.offset as usize..span.end() as usize).ok_or_else(|| Error::truncated("the shard became shorter"))?,
+            Bytes::Map(map) => map
+                .get(span.offset as usize..span.end() as usize)
+                .ok_or_else(|| Error::truncated("the shard became shorter"))?,
             Bytes::File(file) => {
                 let length = span.length as usize;
                 if buffer.len() < length + 2 * PAGE {
@@ -182,17 +186,29 @@ pub fn read_index(file: &File, meta: &ArrayMeta, length: u64) -> Result<(Vec<Spa
 /// The shards of a store that were used last.
 #[derive(Default)]
 pub struct ShardCache {
-    kept: Mutex<(u64, HashMap<(usize, usize), (u64, Arc<OpenShard>)>)>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    /// Counts uses, to tell which shard was not used for longest.
+    now: u64,
+    /// When each was used last; the key is its array and its number.
+    shards: HashMap<(usize, usize), (u64, Arc<OpenShard>)>,
 }
 
 impl ShardCache {
     /// The open shard `key` (array and number), opened with `open` if it is not kept.
-    pub fn get(&self, key: (usize, usize), open: impl FnOnce() -> Result<Option<OpenShard>>) -> Result<Option<Arc<OpenShard>>> {
+    pub fn get(
+        &self,
+        key: (usize, usize),
+        open: impl FnOnce() -> Result<Option<OpenShard>>,
+    ) -> Result<Option<Arc<OpenShard>>> {
         {
             let mut kept = self.kept.lock().expect("no panic while held");
-            kept.0 += 1;
-            let now = kept.0;
-            if let Some((used, shard)) = kept.1.get_mut(&key) {
+            kept.now += 1;
+            let now = kept.now;
+            if let Some((used, shard)) = kept.shards.get_mut(&key) {
                 *used = now;
                 return Ok(Some(Arc::clone(shard)));
             }
@@ -200,17 +216,17 @@ impl ShardCache {
         let Some(opened) = open()? else { return Ok(None) };
         let opened = Arc::new(opened);
         let mut kept = self.kept.lock().expect("no panic while held");
-        if kept.1.len() >= KEPT
-            && let Some(oldest) = kept.1.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key)
+        if kept.shards.len() >= KEPT
+            && let Some(oldest) = kept.shards.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key)
         {
-            kept.1.remove(&oldest);
+            kept.shards.remove(&oldest);
         }
-        let now = kept.0;
-        Ok(Some(Arc::clone(&kept.1.entry(key).or_insert((now, opened)).1)))
+        let now = kept.now;
+        Ok(Some(Arc::clone(&kept.shards.entry(key).or_insert((now, opened)).1)))
     }
 
     /// Closes all.
     pub fn clear(&self) {
-        self.kept.lock().expect("no panic while held").1.clear();
+        self.kept.lock().expect("no panic while held").shards.clear();
     }
 }

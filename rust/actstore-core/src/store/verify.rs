@@ -50,13 +50,15 @@ impl Reader {
         let mut total = 0;
         for part in &parts {
             for index in grid(part.meta.grid()) {
-                total += std::fs::metadata(self.path().join(&part.name).join(part.meta.key(index))).map_or(0, |m| m.len());
+                total +=
+                    std::fs::metadata(self.path().join(&part.name).join(part.meta.key(index))).map_or(0, |m| m.len());
                 shards.push((part, index));
             }
         }
         task.expect(total);
         let report = Mutex::new(Report::default());
-        pool(task.threads)?.install(|| shards.par_iter().try_for_each(|(part, index)| verify_shard(part, *index, task, &report)))?;
+        pool(task.threads)?
+            .install(|| shards.par_iter().try_for_each(|(part, index)| verify_shard(part, *index, task, &report)))?;
         let mut report = report.into_inner().expect("no panic while held");
         report.damaged.sort_by(|a, b| (&a.array, a.shard, a.chunk).cmp(&(&b.array, b.shard, b.chunk)));
         if strict && let Some(record) = &self.view().record {
@@ -82,7 +84,13 @@ fn verify_shard(part: &PartArray, index: [usize; 3], task: &Task, report: &Mutex
         if error.kind == Kind::Compacted {
             return Err(error);
         }
-        let found = Damage { array: part.name.clone(), shard: index[0], chunk, kind: error.kind.name(), message: error.message };
+        let found = Damage {
+            array: part.name.clone(),
+            shard: index[0],
+            chunk,
+            kind: error.kind.name(),
+            message: error.message,
+        };
         report.lock().expect("no panic while held").damaged.push(found);
         Ok(())
     };

@@ -67,13 +67,16 @@ impl View {
         let mut last = None;
         loop {
             let Some(root) = files::read_json(&store.join("zarr.json"))? else {
-                let hint = if store.join(COMMITS).is_dir() { " (its creation was interrupted: create it again)" } else { "" };
+                let hint =
+                    if store.join(COMMITS).is_dir() { " (its creation was interrupted: create it again)" } else { "" };
                 return Err(Error::not_found(format!("no store at {}{hint}", store.display())));
             };
             let record = newest_record(store)?;
             let Some(record) = record else {
                 if root.pointer("/attributes/actstore/commits").is_some_and(|c| !c.is_null()) {
-                    return Err(Error::metadata("the store's commit records are missing".to_string()).at(store.display()));
+                    return Err(
+                        Error::metadata("the store's commit records are missing".to_string()).at(store.display())
+                    );
                 }
                 return Self::foreign(store, root);
             };
@@ -113,7 +116,8 @@ impl View {
             if let Some(member) = members.and_then(|m| m.get(name)) {
                 check_shape(name, member, array)?;
             }
-            meta.shape[0] = usize::try_from(array.rows).map_err(|_| Error::metadata(format!("'{name}' has {} rows", array.rows)))?;
+            meta.shape[0] = usize::try_from(array.rows)
+                .map_err(|_| Error::metadata(format!("'{name}' has {} rows", array.rows)))?;
             meta.check_sizes().map_err(|error| error.at(name))?;
             check_extent(name, &meta, array)?;
             arrays.insert(name.clone(), meta);
@@ -131,13 +135,21 @@ impl View {
         for name in files::list(store)? {
             Self::foreign_node(store, &name, 0, &mut arrays, &mut refused)?;
         }
-        if arrays.is_empty() && let Some(error) = refused.pop() {
+        if arrays.is_empty()
+            && let Some(error) = refused.pop()
+        {
             return Err(error);
         }
         Ok(View { record: None, root, arrays })
     }
 
-    fn foreign_node(store: &Path, name: &str, depth: usize, arrays: &mut BTreeMap<String, ArrayMeta>, refused: &mut Vec<Error>) -> Result<()> {
+    fn foreign_node(
+        store: &Path,
+        name: &str,
+        depth: usize,
+        arrays: &mut BTreeMap<String, ArrayMeta>,
+        refused: &mut Vec<Error>,
+    ) -> Result<()> {
         if !zarr::valid_path(name) || depth > 3 {
             return Ok(());
         }
@@ -166,7 +178,8 @@ fn node(store: &Path, name: &str) -> Result<Value> {
     if !zarr::valid_path(name) {
         return Err(Error::metadata(format!("the record names '{name}', which is no path below the store")));
     }
-    files::read_json(&store.join(name).join("zarr.json"))?.ok_or_else(|| Error::metadata(format!("zarr.json of '{name}' is missing")))
+    files::read_json(&store.join(name).join("zarr.json"))?
+        .ok_or_else(|| Error::metadata(format!("zarr.json of '{name}' is missing")))
 }
 
 /// The shape on disk is the record's or that of the one before.
@@ -189,7 +202,12 @@ fn check_extent(name: &str, meta: &ArrayMeta, array: &ArrayRecord) -> Result<()>
     let tail_chunks = groups * (meta.chunks_per_shard() / (meta.shard[0] / meta.chunk[0]));
     let listed = array.tail.as_ref().map_or(0, |tail| tail.chunks.len());
     let other = array.tail.as_ref().and_then(|tail| tail.compacted.as_ref()).map_or(listed, |c| c.chunks.len());
-    if array.shards.len() != full || listed != tail_chunks || other != listed || array.tail.is_some() != (rest > 0) || !meta.is_ours() {
+    if array.shards.len() != full
+        || listed != tail_chunks
+        || other != listed
+        || array.tail.is_some() != (rest > 0)
+        || !meta.is_ours()
+    {
         return Err(Error::metadata(format!(
             "the record lists {} shards and {listed} tail chunks for the {} rows of '{name}'",
             array.shards.len(),

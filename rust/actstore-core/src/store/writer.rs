@@ -47,7 +47,14 @@ pub struct Writer {
 impl Writer {
     /// Makes a store at `path` with `arrays` of no rows, and publishes its first record. What is
     /// there already is in the way, unless it is a store and `overwrite` is set.
-    pub fn create(path: &Path, attributes: Value, arrays: &[ArraySpec], state: Value, overwrite: bool, threads: usize) -> Result<Self> {
+    pub fn create(
+        path: &Path,
+        attributes: Value,
+        arrays: &[ArraySpec],
+        state: Value,
+        overwrite: bool,
+        threads: usize,
+    ) -> Result<Self> {
         let pool = pool(threads)?;
         // Everything that can be refused is refused before the disk is touched.
         for spec in arrays {
@@ -98,11 +105,16 @@ impl Writer {
     pub fn append_to(path: &Path, threads: usize) -> Result<Self> {
         let pool = pool(threads)?;
         if !path.join("zarr.json").is_file() {
-            return Err(View::open(path).err().unwrap_or_else(|| Error::not_found(format!("no store at {}", path.display()))));
+            return Err(View::open(path)
+                .err()
+                .unwrap_or_else(|| Error::not_found(format!("no store at {}", path.display()))));
         }
         if view::record_numbers(path)?.is_empty() {
             View::open(path)?;
-            return Err(Error::unsupported(format!("{} is a Zarr group without commits: import it into a store to write to it", path.display())));
+            return Err(Error::unsupported(format!(
+                "{} is a Zarr group without commits: import it into a store to write to it",
+                path.display()
+            )));
         }
         let lock = Lock::take(path)?;
         let reader = Reader::open(path, Verify::Always)?;
@@ -185,7 +197,10 @@ impl Writer {
         let mut made = Vec::new();
         for spec in specs {
             let node = spec.metadata().map_err(|error| error.at(format!("array '{}'", spec.name)))?;
-            if self.arrays.contains_key(&spec.name) || self.groups.contains_key(&spec.name) || made.iter().any(|(n, _)| *n == spec.name) {
+            if self.arrays.contains_key(&spec.name)
+                || self.groups.contains_key(&spec.name)
+                || made.iter().any(|(n, _)| *n == spec.name)
+            {
                 return Err(Error::new(Kind::Exists, format!("'{}' is there already", spec.name)));
             }
             made.push((spec.name.clone(), ArrayWriter::new(&self.path, &spec.name, node, None, Vec::new())?));
@@ -210,9 +225,16 @@ impl Writer {
     pub fn append(&mut self, rows: &[(&str, &[u8])], task: &Task) -> Result<bool> {
         self.lock.check_process()?;
         for (name, bytes) in rows {
-            let array = self.arrays.get(*name).ok_or_else(|| Error::not_found(format!("no array '{name}' in {}", self.path.display())))?;
+            let array = self
+                .arrays
+                .get(*name)
+                .ok_or_else(|| Error::not_found(format!("no array '{name}' in {}", self.path.display())))?;
             if bytes.len() % array.meta().row_bytes() != 0 {
-                return Err(Error::shape(format!("{} bytes for '{name}', a row has {}", bytes.len(), array.meta().row_bytes())));
+                return Err(Error::shape(format!(
+                    "{} bytes for '{name}', a row has {}",
+                    bytes.len(),
+                    array.meta().row_bytes()
+                )));
             }
         }
         let mut staged = Vec::new();
@@ -238,7 +260,8 @@ impl Writer {
     /// Whether a commit would now write at least as much anew as it has to copy: at the border of a
     /// shard, or else when a lot is waiting.
     fn is_due(&self) -> bool {
-        let (fresh, rewritten) = self.arrays.values().map(ArrayWriter::fresh_and_rewritten).fold((0, 0), |(f, r), (a, b)| (f + a, r + b));
+        let (fresh, rewritten) =
+            self.arrays.values().map(ArrayWriter::fresh_and_rewritten).fold((0, 0), |(f, r), (a, b)| (f + a, r + b));
         let border = self.arrays.values().any(|array| array.meta().ndim == 3 && array.has_full());
         (border && fresh >= rewritten) || fresh >= rewritten.max(DUE)
     }
@@ -335,7 +358,11 @@ impl Writer {
                 previous: if number == 0 { zarr::checksum(&self.root()) } else { self.record.root.metadata },
             },
             groups: self.groups.iter().map(|(name, node)| (name.clone(), zarr::checksum(node))).collect(),
-            arrays: self.arrays.iter().map(|(name, array)| (name.clone(), array.record(before(name), checkpoint))).collect(),
+            arrays: self
+                .arrays
+                .iter()
+                .map(|(name, array)| (name.clone(), array.record(before(name), checkpoint)))
+                .collect(),
             state,
         }
     }
@@ -361,11 +388,18 @@ impl Writer {
             }
             let is_store = files::read_json(&path.join("zarr.json")).ok().flatten();
             if is_store.is_none_or(|root| root.pointer("/attributes/actstore").is_none()) {
-                return Err(Error::new(Kind::Exists, format!("{} is Zarr but no actstore store: overwrite does not remove it", path.display())));
+                return Err(Error::new(
+                    Kind::Exists,
+                    format!("{} is Zarr but no actstore store: overwrite does not remove it", path.display()),
+                ));
             }
             // Not under somebody who writes to it.
             let lock = Lock::take(path)?;
-            let aside = path.with_file_name(format!(".{}.old-{}", path.file_name().unwrap_or_default().to_string_lossy(), std::process::id()));
+            let aside = path.with_file_name(format!(
+                ".{}.old-{}",
+                path.file_name().unwrap_or_default().to_string_lossy(),
+                std::process::id()
+            ));
             fs::rename(path, &aside).map_err(|error| Error::io("move aside", path, &error))?;
             drop(lock);
             return fs::remove_dir_all(&aside).map_err(|error| Error::io("remove", &aside, &error));
@@ -376,7 +410,10 @@ impl Writer {
         let names = files::list(path)?;
         let interrupted = names.iter().any(|name| name == COMMITS);
         if !names.is_empty() && !interrupted {
-            return Err(Error::new(Kind::Exists, format!("{} is a folder with other things in it: choose a new one", path.display())));
+            return Err(Error::new(
+                Kind::Exists,
+                format!("{} is a folder with other things in it: choose a new one", path.display()),
+            ));
         }
         Ok(())
     }
@@ -417,7 +454,10 @@ impl Writer {
 }
 
 fn exists(path: &Path) -> Error {
-    Error::new(Kind::Exists, format!("{} is there already: append to it, or create with overwrite=True", path.display()))
+    Error::new(
+        Kind::Exists,
+        format!("{} is there already: append to it, or create with overwrite=True", path.display()),
+    )
 }
 
 /// Links a record into place, durable.
