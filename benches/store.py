@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import actstore  # first, as it registers bfloat16 with zarr-python
 import numpy as np
@@ -75,7 +75,7 @@ class Bench:
         return self.data.acts[:, self.layer].astype(np.float32)
 
 
-def write_ours(path: Path, data: DataSet, codec: str) -> Path:
+def write_ours(path: Path, data: DataSet, codec: Literal["blosc", "raw"]) -> Path:
     """Append the data set as a capture does, commit, close."""
     _, layers, dim = data.acts.shape
     spec = actstore.SiteSpec(n_layers=layers, dim=dim, dtype=data.dtype)
@@ -133,6 +133,9 @@ def anonymous_memory(bench: Bench, repeats: int) -> None:
         line = Line("anonymous memory", label, name, memory.high_water(task, *arguments), "MB")
         line.target, line.verdict = f"<= {MEMORY_LIMIT} MB", "pass" if line.value <= MEMORY_LIMIT else "short"
         lines.append(line)
+    n_tokens = actstore.open(path).n_tokens
+    if n_tokens != repeats * len(bench.data.acts):
+        raise AssertionError(f"{path.name} has {n_tokens} rows, not {repeats} times {len(bench.data.acts)}")
     shutil.rmtree(path)
     bench.report.values("anonymous memory", label, lines)
 

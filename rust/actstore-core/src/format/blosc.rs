@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::zstd_frame;
-use crate::kernels::{huffman::histogram, kernels, scalar};
+use crate::kernels::{kernels, scalar};
 
 /// Bytes of a block; zstd's entropy tables pay only over long planes.
 pub const BLOCK: usize = 1 << 20;
@@ -21,6 +21,9 @@ const STORED: u8 = 2;
 const BIT_SHUFFLE: u8 = 4;
 const UNSPLIT: u8 = 16;
 const ZSTD: u8 = 4;
+/// Planes start half a page from where buffers do: a plane stored as it is is copied to a buffer, and
+/// memcpy is several times slower to a place a few bytes ahead of its source modulo the page size.
+const APART: usize = 2048;
 /// blosc splits a block into planes only where each has at least this many bytes.
 const MIN_PLANE: usize = 128;
 
@@ -217,20 +220,22 @@ impl<'a, R: Fn(usize) -> &'a [u8]> Block<'a, R> {
             out[starts + 4 * i..starts + 4 * i + 4].copy_from_slice(&at.to_le_bytes());
             let here = i * block..((i + 1) * block).min(bytes);
             let n = here.len();
-            scratch.clear();
-            scratch.resize(n, 0);
+            if blocks == 1 && split && !matches && self.write_in_place(scratch, out)? {
+                continue;
+            }
+            if scratch.len() != APART + n || self.rows < self.chunk_rows {
+                scratch.clear();
+                scratch.resize(APART + n, 0);
+            }
+            let planes = &mut scratch[APART..];
             if blocks == 1 {
-                self.split_rows(scratch);
+                self.split_rows(&mut planes.chunks_mut(n / size).collect::<Vec<_>>());
             } else {
-                self.split_range(here, scratch);
+                self.split_range(here, planes);
             }
             let streams = if split && n == block { size } else { 1 };
-            for plane in scratch.chunks(n / streams) {
-                let length = out.len();
-                out.extend_from_slice(&[0; 4]);
-                write_stream(plane, matches || streams != size, out)?;
-                let written = (out.len() - length - 4) as u32;
-                out[length..length + 4].copy_from_slice(&written.to_le_bytes());
+            for plane in planes.chunks(n / streams) {
+                write_length_and_stream(plane, matches || streams != size, out)?;
             }
         }
         let total = (out.len() - start) as u32;
@@ -238,38 +243,62 @@ impl<'a, R: Fn(usize) -> &'a [u8]> Block<'a, R> {
         Ok(())
     }
 
+    /// All planes but the topmost, that of the exponents, straight to where they are stored as they are;
+    /// false, and nothing written, when one of them is worth coding.
+    fn write_in_place(&self, scratch: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<bool> {
+        let size = self.size;
+        let plane = self.rows * self.row_bytes / size;
+        if !self.looks_random() {
+            return Ok(false);
+        }
+        let start = out.len();
+        out.resize(start + (size - 1) * (4 + plane), 0);
+        scratch.resize(scratch.len().max(APART + plane), 0);
+        let top = &mut scratch[APART..APART + plane];
+        let mut parts: Vec<&mut [u8]> = Vec::with_capacity(size);
+        for part in out[start..].chunks_exact_mut(4 + plane) {
+            let (length, part) = part.split_at_mut(4);
+            length.copy_from_slice(&(plane as u32).to_le_bytes());
+            parts.push(part);
+        }
+        parts.push(&mut *top);
+        self.split_rows(&mut parts);
+        if parts[..size - 1].iter().any(|part| zstd_frame::lengths(part).is_some()) {
+            out.truncate(start);
+            return Ok(false);
+        }
+        write_length_and_stream(top, false, out)?;
+        Ok(true)
+    }
+
+    /// Whether a few elements have nearly all values in each of their lower bytes.
+    fn looks_random(&self) -> bool {
+        let mut seen = [[false; 256]; MAX_PLANES];
+        for r in (0..self.rows).step_by((self.rows / 32).max(1)) {
+            for element in (self.row)(r).chunks_exact(self.size).step_by(3).take(32) {
+                for (byte, seen) in element[..self.size - 1].iter().zip(&mut seen) {
+                    seen[usize::from(*byte)] = true;
+                }
+            }
+        }
+        seen[..self.size - 1].iter().all(|plane| plane.iter().filter(|seen| **seen).count() > 200)
+    }
+
     /// All rows into planes; zeros behind them are there already.
-    fn split_rows(&self, planes: &mut [u8]) {
-        let plane = planes.len() / self.size;
+    fn split_rows(&self, planes: &mut [&mut [u8]]) {
         let n = self.row_bytes / self.size;
-        match self.size {
-            1 => {
-                for r in 0..self.rows {
-                    planes[r * n..(r + 1) * n].copy_from_slice((self.row)(r));
-                }
-            }
-            2 => {
-                let (low, high) = planes.split_at_mut(plane);
-                for r in 0..self.rows {
-                    let at = r * n..(r + 1) * n;
-                    (kernels().split2)((self.row)(r), &mut low[at.clone()], &mut high[at]);
-                }
-            }
-            4 => {
-                let (a, rest) = planes.split_at_mut(plane);
-                let (b, rest) = rest.split_at_mut(plane);
-                let (c, d) = rest.split_at_mut(plane);
-                for r in 0..self.rows {
-                    let at = r * n..(r + 1) * n;
+        for r in 0..self.rows {
+            let (row, at) = ((self.row)(r), r * n..(r + 1) * n);
+            match &mut *planes {
+                [all] => all[at].copy_from_slice(row),
+                [low, high] => (kernels().split2)(row, &mut low[at.clone()], &mut high[at]),
+                [a, b, c, d] => {
                     let parts = [&mut a[at.clone()], &mut b[at.clone()], &mut c[at.clone()], &mut d[at]];
-                    (kernels().split4)((self.row)(r), parts);
+                    (kernels().split4)(row, parts);
                 }
-            }
-            _ => {
-                for r in 0..self.rows {
-                    let mut parts: Vec<&mut [u8]> =
-                        planes.chunks_mut(plane).map(|p| &mut p[r * n..(r + 1) * n]).collect();
-                    scalar::split((self.row)(r), &mut parts);
+                others => {
+                    let mut parts: Vec<&mut [u8]> = others.iter_mut().map(|plane| &mut plane[at.clone()]).collect();
+                    scalar::split(row, &mut parts);
                 }
             }
         }
@@ -286,28 +315,38 @@ impl<'a, R: Fn(usize) -> &'a [u8]> Block<'a, R> {
         }
     }
 
-    /// Whether rows occur twice, or zeros abound: as in the embeddings of common tokens, or after a ReLU.
+    /// Whether many rows occur twice, or zeros abound: as in the embeddings of common tokens, or after a
+    /// ReLU. Looking for matches takes ten times as long as Huffman coding, so it has to be worth it.
     fn repeats(&self) -> bool {
-        let probe = self.row_bytes.min(32);
-        let mut seen: Vec<u64> = Vec::with_capacity(self.rows);
-        let (mut zeros, mut looked) = (0, 0);
+        let probe = self.row_bytes.min(32) / self.size * self.size;
+        let middle = (self.row_bytes - probe) / 2 / self.size * self.size;
+        let mut seen = [0u64; 1 << 12];
+        let (mut zeros, mut looked, mut twice) = (0, 0, 0);
         for r in 0..self.rows {
-            let row = (self.row)(r);
-            let middle = (self.row_bytes - probe) / 2 / self.size * self.size;
-            let mut hash = 0xcbf2_9ce4_8422_2325u64;
-            for element in row[middle..middle + probe].chunks_exact(self.size) {
-                looked += 1;
-                zeros += usize::from(element.iter().all(|b| *b == 0));
-                for byte in element {
-                    hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-                }
+            let bytes = &(self.row)(r)[middle..middle + probe];
+            let mut hash = 0u64;
+            for word in bytes.chunks(8) {
+                let mut eight = [0; 8];
+                eight[..word.len()].copy_from_slice(word);
+                hash = (hash ^ u64::from_le_bytes(eight)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
             }
-            seen.push(hash);
+            looked += probe / self.size;
+            zeros += bytes.chunks_exact(self.size).filter(|element| element.iter().all(|b| *b == 0)).count();
+            let slot = &mut seen[(hash >> 52) as usize];
+            twice += usize::from(*slot == hash | 1);
+            *slot = hash | 1;
         }
-        seen.sort_unstable();
-        let twice = seen.windows(2).filter(|pair| pair[0] == pair[1]).count();
-        twice * 16 > self.rows || zeros * 8 > looked
+        twice * 4 > self.rows || zeros * 4 > looked
     }
+}
+
+fn write_length_and_stream(plane: &[u8], matches: bool, out: &mut Vec<u8>) -> Result<()> {
+    let length = out.len();
+    out.extend_from_slice(&[0; 4]);
+    write_stream(plane, matches, out)?;
+    let written = (out.len() - length - 4) as u32;
+    out[length..length + 4].copy_from_slice(&written.to_le_bytes());
+    Ok(())
 }
 
 /// One plane, in the way that suits it: as it is, as Huffman-coded literals, or with matches.
@@ -315,31 +354,13 @@ fn write_stream(plane: &[u8], matches: bool, out: &mut Vec<u8>) -> Result<()> {
     let start = out.len();
     if matches {
         zstd_frame::write_general(plane, 1, out)?;
-    } else if skewed(plane) {
+    } else {
         // Not worth a frame: then it is stored below.
-        let _ = zstd_frame::write_literals(plane, &histogram(plane), out);
+        let _ = zstd_frame::write_literals(plane, out);
     }
     if out.len() - start >= plane.len() || out.len() == start {
         out.truncate(start);
         out.extend_from_slice(plane);
     }
     Ok(())
-}
-
-/// Whether a sixteenth of the bytes looks as if coding them would save anything.
-fn skewed(plane: &[u8]) -> bool {
-    if plane.len() < 1 << 14 {
-        return true;
-    }
-    let mut counts = [0u32; 256];
-    let mut n = 0u32;
-    for part in plane.chunks(1024) {
-        for byte in &part[..part.len().min(64)] {
-            counts[usize::from(*byte)] += 1;
-            n += 1;
-        }
-    }
-    let bits: f64 =
-        counts.iter().filter(|c| **c > 0).map(|c| f64::from(*c) * (f64::from(n) / f64::from(*c)).log2()).sum();
-    bits < 7.8 * f64::from(n)
 }

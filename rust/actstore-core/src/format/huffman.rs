@@ -1,8 +1,8 @@
 //! Huffman codes as zstd stores them: lengths from counts, and the tree's description (RFC 8878, 4.2.1).
 
-use crate::kernels::huffman::{Codes, MAX_BITS};
+use crate::kernels::huffman::{Codes, ENCODED_BITS, MAX_BITS};
 
-/// Lengths of a complete code for `counts` of at most [`MAX_BITS`] bits; None with fewer than two symbols.
+/// Lengths of a complete code for `counts` of at most [`ENCODED_BITS`] bits; None with fewer than two symbols.
 pub fn lengths(counts: &[u32; 256]) -> Option<[u8; 256]> {
     let mut order: Vec<usize> = (0..256).filter(|i| counts[*i] > 0).collect();
     if order.len() < 2 {
@@ -13,13 +13,14 @@ pub fn lengths(counts: &[u32; 256]) -> Option<[u8; 256]> {
 
     // Cut at the limit, then mend Kraft's sum: lengthen the rarest codes until it fits, and spend
     // what is left over on the most frequent, so that the code is complete again.
-    let unit = |bits: u32| 1u32 << (MAX_BITS - bits);
+    let unit = |bits: u32| 1u32 << (ENCODED_BITS - bits);
     for bits in &mut depth {
-        *bits = (*bits).min(MAX_BITS);
+        *bits = (*bits).min(ENCODED_BITS);
     }
     let mut sum: u32 = depth.iter().map(|bits| unit(*bits)).sum();
     while sum > unit(0) {
-        let longest = (0..depth.len()).filter(|i| depth[*i] < MAX_BITS).max_by_key(|i| (depth[*i], usize::MAX - i))?;
+        let longest =
+            (0..depth.len()).filter(|i| depth[*i] < ENCODED_BITS).max_by_key(|i| (depth[*i], usize::MAX - i))?;
         depth[longest] += 1;
         sum -= unit(depth[longest]);
     }
@@ -63,13 +64,13 @@ fn tree_depths(counts: &[u64]) -> Vec<u32> {
 
 /// The codes of a complete set of lengths.
 pub fn codes(lengths: &[u8; 256]) -> Codes {
-    let mut codes = [0u32; 256];
-    let mut next = 0u32;
+    let mut codes = [0u64; 256];
+    let mut next = 0u64;
     // In units of the longest code, longest first: a code of `bits` is its place over its span.
     for bits in (1..=MAX_BITS).rev() {
-        let span = 1u32 << (MAX_BITS - bits);
+        let span = 1u64 << (MAX_BITS - bits);
         for symbol in (0..256).filter(|s| u32::from(lengths[*s]) == bits) {
-            codes[symbol] = (next / span) | bits << 16;
+            codes[symbol] = (next / span) << (64 - bits) | u64::from(bits);
             next += span;
         }
     }
@@ -439,8 +440,8 @@ mod tests {
                 };
             }
             let Some(lengths) = lengths(&counts) else { continue };
-            let kraft: u32 = lengths.iter().filter(|l| **l > 0).map(|l| 1 << (MAX_BITS - u32::from(*l))).sum();
-            assert_eq!(kraft, 1 << MAX_BITS);
+            let kraft: u32 = lengths.iter().filter(|l| **l > 0).map(|l| 1 << (ENCODED_BITS - u32::from(*l))).sum();
+            assert_eq!(kraft, 1 << ENCODED_BITS);
             let mut out = Vec::new();
             if write_tree(&lengths, &mut out) {
                 assert_eq!(read_tree(&out), Some((lengths, out.len())));

@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 /// The version of the format that is written.
 pub const FORMAT: u64 = 1;
 
-/// Length and index checksum of a shard. Two while a compaction renames: the old or the new.
+/// Length and seal of a shard. Two while a compaction renames: the old or the new.
 pub type ShardSum = Vec<(u64, u32)>;
 
 /// A chunk of a tail shard: offset, length, and the crc32c at its end.
@@ -41,8 +41,8 @@ pub struct Tail {
 pub struct Compacted {
     /// Its exact length.
     pub length: u64,
-    /// The checksum of its index.
-    pub index: u32,
+    /// Its seal.
+    pub seal: u32,
     /// Its chunks.
     pub chunks: Vec<Chunk>,
 }

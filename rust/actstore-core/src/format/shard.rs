@@ -1,7 +1,12 @@
 //! A shard's index: offset and length of each inner chunk, in C order, and a crc32c.
+//!
+//! Ours have a table of the chunks' own checksums before the index, in what is a gap to Zarr. A record
+//! pins the checksum of both, its seal: without the table, full shards of equal chunk sizes, as raw ones
+//! are, could take each other's place unseen.
 
 use crate::error::{Error, Result};
 use crate::format::codec;
+use crate::format::record::Chunk;
 
 /// Where a chunk lies in its shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,16 +32,36 @@ pub fn index_bytes(chunks: usize, crc: bool) -> usize {
     16 * chunks + if crc { 4 } else { 0 }
 }
 
-/// The index as it is stored, and its crc32c.
-pub fn write_index(spans: &[Span]) -> (Vec<u8>, u32) {
-    let mut out = Vec::with_capacity(index_bytes(spans.len(), true));
-    for span in spans {
+/// Bytes of the table of sums and the index of one of our shards.
+pub fn seal_bytes(chunks: usize) -> usize {
+    4 * chunks + index_bytes(chunks, true)
+}
+
+/// The end of a shard of ours, table of sums and index, and the seal. Chunks that are not there yet
+/// have a sum of 0.
+pub fn write_seal(written: &[Chunk], chunks: usize) -> (Vec<u8>, u32) {
+    let mut out = Vec::with_capacity(seal_bytes(chunks));
+    for i in 0..chunks {
+        out.extend_from_slice(&written.get(i).map_or(0, |c| c.2).to_le_bytes());
+    }
+    let table = out.len();
+    for i in 0..chunks {
+        let span = written.get(i).map_or(Span::ABSENT, |c| Span { offset: c.0, length: c.1 });
         out.extend_from_slice(&span.offset.to_le_bytes());
         out.extend_from_slice(&span.length.to_le_bytes());
     }
-    let crc = crc32c::crc32c(&out);
+    let seal = crc32c::crc32c(&out);
+    let crc = crc32c::crc32c(&out[table..]);
     out.extend_from_slice(&crc.to_le_bytes());
-    (out, crc)
+    (out, seal)
+}
+
+/// Reads the end of a shard of ours: spans, sums and the seal.
+pub fn read_seal(bytes: &[u8], chunks: usize, file_bytes: u64) -> Result<(Vec<Span>, Vec<u32>, u32)> {
+    let (table, index) = bytes.split_at_checked(4 * chunks).ok_or_else(|| Error::truncated("no table of sums"))?;
+    let spans = read_index(index, true, file_bytes)?;
+    let sums = table.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    Ok((spans, sums, crc32c::crc32c(&bytes[..bytes.len() - 4])))
 }
 
 /// Reads an index; every span must lie within a file of `file_bytes`.

@@ -323,14 +323,14 @@ pub fn checksum(node: &Value) -> u32 {
     let mut node = node.clone();
     let drop_shape = |node: &mut Value| {
         if node.get("node_type").and_then(Value::as_str) == Some("array") {
-            node.as_object_mut().map(|object| object.remove("shape"));
+            node.as_object_mut().map(|object| object.shift_remove("shape"));
         }
     };
     drop_shape(&mut node);
     if let Some(members) = node.pointer_mut("/consolidated_metadata/metadata").and_then(Value::as_object_mut) {
         members.values_mut().for_each(drop_shape);
     }
-    // serde_json keeps keys sorted, so equal content gives equal text.
+    node.sort_all_objects();
     crc32c::crc32c(node.to_string().as_bytes())
 }
 

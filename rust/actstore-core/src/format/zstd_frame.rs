@@ -10,7 +10,8 @@ use zstd_safe::{CCtx, CParameter, DCtx};
 
 use crate::error::{Error, Result};
 use crate::format::huffman;
-use crate::kernels::huffman::{DecodeTable, encode1};
+use crate::kernels::huffman::{DecodeTable, encode2, histogram};
+use crate::kernels::kernels;
 
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const BLOCK: usize = 128 << 10;
@@ -20,18 +21,24 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<(DCtx<'static>, DecodeTable)>> = const { RefCell::new(None) };
 }
 
+/// What one byte in this many says of a long plane.
+const SAMPLED: usize = 16;
+/// Planes shorter than this are counted whole.
+const LONG: usize = 1 << 16;
+/// How far beyond the values seen in a sample others are expected.
+const BEYOND: usize = 12;
+
 /// Appends `bytes` as a frame of Huffman-coded literals with one table; false (and nothing appended)
 /// when that does not save at least a fiftieth.
 #[must_use]
-pub fn write_literals(bytes: &[u8], counts: &[u32; 256], out: &mut Vec<u8>) -> bool {
+pub fn write_literals(bytes: &[u8], out: &mut Vec<u8>) -> bool {
     let start = out.len();
-    let Some(lengths) = huffman::lengths(counts) else {
-        return false;
-    };
-    let bits: u64 = counts.iter().zip(lengths).map(|(c, l)| u64::from(*c) * u64::from(l)).sum();
-    if bytes.len() < 64 || bytes.len() > u32::MAX as usize || bits / 8 > bytes.len() as u64 * 49 / 50 {
+    if bytes.len() < 64 || bytes.len() > u32::MAX as usize {
         return false;
     }
+    let Some(lengths) = lengths(bytes) else {
+        return false;
+    };
     let mut tree = Vec::new();
     if !huffman::write_tree(&lengths, &mut tree) {
         return false;
@@ -54,14 +61,13 @@ pub fn write_literals(bytes: &[u8], counts: &[u32; 256], out: &mut Vec<u8>) -> b
         out.extend_from_slice(&[0; 6]);
         let part = block.len().div_ceil(4);
         let mut fits = block.len() >= 64;
-        for k in 0..4 {
-            let at = out.len();
-            encode1(&codes, &block[(k * part).min(block.len())..((k + 1) * part).min(block.len())], out);
-            if k < 3 {
-                match u16::try_from(out.len() - at) {
-                    Ok(size) => out[jumps + 2 * k..jumps + 2 * k + 2].copy_from_slice(&size.to_le_bytes()),
-                    Err(_) => fits = false,
-                }
+        let stream = |k: usize| &block[(k * part).min(block.len())..((k + 1) * part).min(block.len())];
+        let [a, b] = encode2(&codes, [stream(0), stream(1)], out);
+        let [c, _] = encode2(&codes, [stream(2), stream(3)], out);
+        for (k, size) in [a, b, c].into_iter().enumerate() {
+            match u16::try_from(size) {
+                Ok(size) => out[jumps + 2 * k..jumps + 2 * k + 2].copy_from_slice(&size.to_le_bytes()),
+                Err(_) => fits = false,
             }
         }
         let literals = out.len() - header - 3 - 5;
@@ -85,6 +91,52 @@ pub fn write_literals(bytes: &[u8], counts: &[u32; 256], out: &mut Vec<u8>) -> b
         return false;
     }
     true
+}
+
+/// The lengths of a code for all of `bytes`; None when it would save less than a fiftieth.
+///
+/// Counting every byte takes as long as coding it. A sample tells the lengths as well; what it may
+/// have missed are rare values, mostly just outside those seen, as exponents go. They get codes too,
+/// and where that was not enough, which is cheap to see, everything is counted.
+pub fn lengths(bytes: &[u8]) -> Option<[u8; 256]> {
+    let gain = |counts: &[u32; 256], lengths: &[u8; 256]| {
+        let total: u64 = counts.iter().map(|c| u64::from(*c)).sum();
+        let bits: u64 = counts.iter().zip(lengths).map(|(c, l)| u64::from(*c) * u64::from(*l)).sum();
+        bits * 50 <= total * 8 * 49
+    };
+    if bytes.len() >= LONG {
+        let mut counts = [0u32; 256];
+        for part in bytes.chunks(64 * SAMPLED) {
+            for byte in &part[..part.len().min(64)] {
+                counts[usize::from(*byte)] += 1;
+            }
+        }
+        let entropy: f64 = {
+            let n = f64::from(counts.iter().sum::<u32>());
+            counts.iter().filter(|c| **c > 0).map(|c| f64::from(*c) * (n / f64::from(*c)).log2()).sum::<f64>() / n
+        };
+        if entropy > 7.8 {
+            return None;
+        }
+        // The upper half of the values are those with the sign bit: two ranges of exponents.
+        for half in counts.chunks_exact_mut(128) {
+            let first = half.iter().position(|c| *c > 0);
+            let last = half.iter().rposition(|c| *c > 0);
+            if let (Some(first), Some(last)) = (first, last) {
+                for count in &mut half[first.saturating_sub(BEYOND)..(last + BEYOND / 4 + 1).min(128)] {
+                    *count = (*count).max(1);
+                }
+            }
+            half[0] = half[0].max(1);
+        }
+        let lengths = huffman::lengths(&counts)?;
+        if (kernels().all_in)(bytes, &lengths.map(|l| l > 0)) {
+            return gain(&counts, &lengths).then_some(lengths);
+        }
+    }
+    let counts = histogram(bytes);
+    let lengths = huffman::lengths(&counts)?;
+    gain(&counts, &lengths).then_some(lengths)
 }
 
 /// Appends `bytes` as libzstd compresses them: where matches do help.
@@ -226,7 +278,6 @@ fn read_block<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::huffman::histogram;
 
     fn random(seed: u64) -> impl FnMut() -> u32 {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -255,7 +306,7 @@ mod tests {
                 })
                 .collect();
             let mut frame = Vec::new();
-            if !write_literals(&bytes, &histogram(&bytes), &mut frame) {
+            if !write_literals(&bytes, &mut frame) {
                 assert!(frame.is_empty());
                 continue;
             }
@@ -289,7 +340,7 @@ mod tests {
         let mut next = random(5);
         let bytes: Vec<u8> = (0..5000).map(|_| next().leading_zeros() as u8).collect();
         let mut frame = Vec::new();
-        assert!(write_literals(&bytes, &histogram(&bytes), &mut frame));
+        assert!(write_literals(&bytes, &mut frame));
         let mut back = vec![0u8; bytes.len()];
         for _ in 0..20_000 {
             let mut hurt = frame.clone();

@@ -31,6 +31,7 @@ static KERNELS: Kernels = Kernels {
     bf16_f32: detected!(bf16_f32(src: &[u8], out: &mut [u8])),
     f16_f32: detected!(f16_f32(src: &[u8], out: &mut [u8])),
     copy: detected!(copy(src: &[u8], out: &mut [u8])),
+    all_in: detected!(all_in(bytes: &[u8], set: &[bool; 256])),
 };
 
 #[inline]
@@ -194,4 +195,38 @@ fn copy(src: &[u8], out: &mut [u8]) {
         store256(out, i + 96, d);
     }
     out[whole..].copy_from_slice(&src[whole..]);
+}
+
+/// The set as a bit for each upper nibble, in a table over lower nibbles: two shuffles look up 32 bytes.
+#[target_feature(enable = "avx2")]
+fn all_in(bytes: &[u8], set: &[bool; 256]) -> bool {
+    let table = |half: usize| {
+        let mut rows = [0u8; 32];
+        for (value, _) in set.iter().enumerate().filter(|(value, there)| **there && value / 128 == half) {
+            rows[value % 16] |= 1 << (value / 16 % 8);
+        }
+        rows.copy_within(0..16, 16);
+        load256(&rows, 0)
+    };
+    let (below, above) = (table(0), table(1));
+    let mut bits = [0u8; 32];
+    for (i, bit) in bits.iter_mut().enumerate() {
+        *bit = 1 << (i % 8);
+    }
+    let bits = load256(&bits, 0);
+    let (top, low) = (_mm256_set1_epi8(-128), _mm256_set1_epi8(0x8f_u8.cast_signed()));
+    let nibble = _mm256_set1_epi8(15);
+    let mut missing = _mm256_setzero_si256();
+    let whole = bytes.len() / 32 * 32;
+    for i in (0..whole).step_by(32) {
+        let b = load256(bytes, i);
+        // A shuffle gives 0 where the index has its top bit set: so each half sees its own bytes.
+        let rows = _mm256_or_si256(
+            _mm256_shuffle_epi8(below, _mm256_and_si256(b, low)),
+            _mm256_shuffle_epi8(above, _mm256_and_si256(_mm256_xor_si256(b, top), low)),
+        );
+        let bit = _mm256_shuffle_epi8(bits, _mm256_and_si256(_mm256_srli_epi16(b, 4), nibble));
+        missing = _mm256_or_si256(missing, _mm256_cmpeq_epi8(_mm256_and_si256(rows, bit), _mm256_setzero_si256()));
+    }
+    _mm256_testz_si256(missing, missing) == 1 && (scalar::KERNELS.all_in)(&bytes[whole..], set)
 }

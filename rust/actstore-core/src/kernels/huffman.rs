@@ -13,12 +13,16 @@ const TABLE: usize = 1 << MAX_BITS;
 const RUN: u32 = 4;
 const LOOKUPS: usize = 5;
 
-/// Code and length of each symbol: `code | length << 16`; 0 for a symbol that does not occur.
-pub type Codes = [u32; 256];
+/// Longest code that is written: five of them fit a word, and longer ones would save next to nothing.
+pub const ENCODED_BITS: u32 = 10;
+
+/// Each symbol's code, in the topmost bits, and its length in the lowest byte.
+pub type Codes = [u64; 256];
 
 /// What the next 11 bits mean.
 pub struct DecodeTable {
-    /// As many symbols as the bits hold, at most four: `symbols | bits << 32 | count << 40`.
+    /// As many symbols as the bits hold, at most four: `bits | count << 8 | symbols << 32`. The bits are
+    /// lowest, for the next look-up waits for a shift by them and a shift takes its count from there.
     runs: Box<[u64; TABLE]>,
     /// `symbol | bits << 8`: the first alone, for the ends of streams.
     singles: Box<[u16; TABLE]>,
@@ -61,7 +65,7 @@ impl DecodeTable {
                 bits += length;
                 count += 1;
             }
-            *run = symbols | u64::from(bits) << 32 | u64::from(count) << 40;
+            *run = u64::from(bits) | u64::from(count) << 8 | symbols << 32;
         }
         true
     }
@@ -139,9 +143,9 @@ impl DecodeTable {
                 // write is within them, and no more rounds are made than every output has room for.
                 unsafe {
                     let entry = *table.add(($bits >> (64 - MAX_BITS)) as usize);
-                    $out.cast::<u32>().write_unaligned((entry as u32).to_le());
-                    $bits <<= (entry >> 32) & 63;
-                    $out = $out.add((entry >> 40) as usize);
+                    $bits <<= entry & 63;
+                    $out.cast::<u32>().write_unaligned(((entry >> 32) as u32).to_le());
+                    $out = $out.add((entry >> 8) as u8 as usize);
                 }
             };
         }
@@ -258,49 +262,119 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Appends `symbols` as one stream.
-pub fn encode1(codes: &Codes, symbols: &[u8], out: &mut Vec<u8>) {
-    out.reserve(symbols.len() * MAX_BITS as usize / 8 + 16);
+/// Appends two streams, one after the other; the bytes of each. They are written at the same time, for
+/// a code has to wait for the one before it in its stream.
+pub fn encode2(codes: &Codes, symbols: [&[u8]; 2], out: &mut Vec<u8>) -> [usize; 2] {
+    let room = symbols.map(|s| s.len() * ENCODED_BITS as usize / 8 + 16);
+    out.reserve(room[0] + room[1]);
     let start = out.len();
-    let spare = out.spare_capacity_mut();
-    let base = spare.as_mut_ptr().cast::<u8>();
-    let mut written = 0usize;
-    let mut acc = 0u64;
-    let mut filled = 0u32;
-    let mut flush = |acc: &mut u64, filled: &mut u32| {
-        // SAFETY: every flush advances by the whole bytes of what was added, at most MAX_BITS bits a
-        // symbol, so `written + 8` stays within the 16 bytes reserved beyond that bound.
-        unsafe { base.add(written).cast::<u64>().write_unaligned(acc.to_le()) };
-        written += (*filled >> 3) as usize;
-        *acc >>= *filled & !7;
-        *filled &= 7;
-    };
-    let mut add = |entries: [u32; 5]| {
-        // Joined in pairs so that the additions do not all wait for one another.
-        let join = |(a, m): (u64, u32), (b, n): (u64, u32)| (a | b << m, m + n);
-        let part = |e: u32| (u64::from(e & 0xffff), e >> 16);
-        let [a, b, c, d, e] = entries.map(part);
-        let (word, bits) = join(join(join(a, b), join(c, d)), e);
-        acc |= word << filled;
-        filled += bits;
-        flush(&mut acc, &mut filled);
-    };
-    let mut groups = symbols.rchunks_exact(5);
-    for group in &mut groups {
-        let code = |i: usize| codes[group[i] as usize];
-        add([code(4), code(3), code(2), code(1), code(0)]);
+    let first = out.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+    // SAFETY: both rooms were reserved, one behind the other, with what `encode_into` asks for; what it
+    // says it wrote of each is moved together and is then initialized.
+    unsafe {
+        let second = first.add(room[0]);
+        let written = encode_best(codes, symbols, [first, second]);
+        std::ptr::copy(second, first.add(written[0]), written[1]);
+        out.set_len(start + written[0] + written[1]);
+        written
     }
-    let mut rest = [0u32; 5];
-    for (slot, symbol) in rest.iter_mut().zip(groups.remainder().iter().rev()) {
-        *slot = codes[*symbol as usize];
+}
+
+/// Chooses the instructions.
+///
+/// # Safety
+/// As for `encode_into`.
+unsafe fn encode_best(codes: &Codes, symbols: [&[u8]; 2], room: [*mut u8; 2]) -> [usize; 2] {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("bmi2") {
+        // SAFETY: the caller's promise is passed on, and the instructions are there.
+        return unsafe { encode_into_bmi2(codes, symbols, room) };
     }
-    add(rest);
-    // The closing bit; `filled` is at most 7 here.
-    add([1 | 1 << 16, 0, 0, 0, 0]);
-    let last = usize::from(filled > 0);
-    // SAFETY: `written` bytes were written from the start of the spare capacity, and the last flush
-    // also wrote the partial byte after them.
-    unsafe { out.set_len(start + written + last) };
+    // SAFETY: the caller's promise is passed on.
+    unsafe { encode_into(codes, symbols, room) }
+}
+
+/// # Safety
+/// As for `encode_into`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "bmi1,bmi2")]
+unsafe fn encode_into_bmi2(codes: &Codes, symbols: [&[u8]; 2], room: [*mut u8; 2]) -> [usize; 2] {
+    // SAFETY: the caller's promise is passed on.
+    unsafe { encode_into(codes, symbols, room) }
+}
+
+/// Writes two streams from their last symbols to their first; the bytes of each.
+///
+/// # Safety
+/// Each room has `ENCODED_BITS` bits for each of its symbols and 16 bytes more.
+#[inline(always)]
+unsafe fn encode_into(codes: &Codes, symbols: [&[u8]; 2], room: [*mut u8; 2]) -> [usize; 2] {
+    // Codes come in at the top of a word, which moves down to make room: then an entry needs no
+    // taking apart. Its low byte, the length, is the shift, adds up to the bits filled, and the dirt
+    // it leaves at the bottom is never reached: five codes and 7 bits left over are 57.
+    struct Stream {
+        word: u64,
+        filled: u64,
+        at: *mut u8,
+    }
+    macro_rules! put {
+        ($stream:ident, $symbol:expr) => {
+            let entry = codes[usize::from($symbol)];
+            $stream.word = ($stream.word >> (entry & 63)) | entry;
+            $stream.filled = $stream.filled.wrapping_add(entry);
+        };
+    }
+    macro_rules! flush {
+        ($stream:ident) => {
+            let filled = $stream.filled & 255;
+            let bits = $stream.word >> ((64 - filled) & 63);
+            // SAFETY: `at` has advanced by whole bytes of codes of at most ENCODED_BITS bits; the
+            // room has 16 bytes beyond them all.
+            unsafe {
+                $stream.at.cast::<u64>().write_unaligned(bits.to_le());
+                $stream.at = $stream.at.add((filled >> 3) as usize);
+            }
+            $stream.filled = filled & 7;
+        };
+    }
+    let [a, b] = symbols;
+    let n = a.len().min(b.len()) / 5 * 5;
+    let (rest_a, main_a) = a.split_at(a.len() - n);
+    let (rest_b, main_b) = b.split_at(b.len() - n);
+    let mut s = Stream { word: 0, filled: 0, at: room[0] };
+    let mut t = Stream { word: 0, filled: 0, at: room[1] };
+    for (x, y) in main_a.rchunks_exact(5).zip(main_b.rchunks_exact(5)) {
+        put!(s, x[4]);
+        put!(t, y[4]);
+        put!(s, x[3]);
+        put!(t, y[3]);
+        put!(s, x[2]);
+        put!(t, y[2]);
+        put!(s, x[1]);
+        put!(t, y[1]);
+        put!(s, x[0]);
+        put!(t, y[0]);
+        flush!(s);
+        flush!(t);
+    }
+    for symbol in rest_a.iter().rev() {
+        put!(s, *symbol);
+        flush!(s);
+    }
+    for symbol in rest_b.iter().rev() {
+        put!(t, *symbol);
+        flush!(t);
+    }
+    let mut written = [0; 2];
+    for (k, mut stream) in [s, t].into_iter().enumerate() {
+        // The closing bit.
+        let entry = 1 << 63 | 1;
+        stream.word = (stream.word >> 1) | entry;
+        stream.filled = stream.filled.wrapping_add(entry);
+        flush!(stream);
+        written[k] = stream.at as usize - room[k] as usize + usize::from(stream.filled > 0);
+    }
+    written
 }
 
 /// How often each byte occurs.

@@ -18,6 +18,7 @@ type Unary = fn(&[u8], &mut [u8]);
 type Join2 = fn(&[u8], &[u8], &mut [u8]);
 type Join4 = fn([&[u8]; 4], &mut [u8]);
 type Split2 = fn(&[u8], &mut [u8], &mut [u8]);
+type AllIn = fn(&[u8], &[bool; 256]) -> bool;
 type Split4 = fn(&[u8], [&mut [u8]; 4]);
 
 /// One implementation of each loop.
@@ -42,6 +43,8 @@ pub struct Kernels {
     pub f16_f32: Unary,
     /// Bytes as they are.
     pub copy: Unary,
+    /// Whether all bytes are in a set.
+    pub all_in: AllIn,
 }
 
 /// The best implementation this processor runs.
@@ -136,6 +139,10 @@ mod tests {
                         g(&src[..2 * n], &mut b);
                         assert!(a == b);
                     }
+                    let mut set = [false; 256];
+                    src.iter().take(60).for_each(|b| set[usize::from(*b)] = true);
+                    assert!((kernels.all_in)(&src[..n.min(60)], &set));
+                    assert_eq!((kernels.all_in)(&src[..n], &set), (scalar::KERNELS.all_in)(&src[..n], &set));
                     let mut copied = vec![0; n];
                     (kernels.copy)(&src[..n], &mut copied);
                     assert!(copied == src[..n]);

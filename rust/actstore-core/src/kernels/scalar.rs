@@ -17,6 +17,7 @@ pub static KERNELS: Kernels = Kernels {
     bf16_f32: |src, out| widen(src, out, widen_bf16),
     f16_f32: |src, out| widen(src, out, |bits| f16::from_bits(bits).to_f32()),
     copy: |src, out| out.copy_from_slice(src),
+    all_in: |bytes, set| bytes.iter().all(|b| set[usize::from(*b)]),
 };
 
 /// Exactly: a NaN keeps its payload, which the `half` crate would quiet.
@@ -66,10 +67,11 @@ pub fn split(src: &[u8], planes: &mut [&mut [u8]]) {
     }
 }
 
-/// blosc's bit shuffle undone: bit k of byte b of every element lies in row `8 b + k`. Elements past
-/// the last multiple of eight are stored as they are.
+/// blosc's bit shuffle undone: bit k of byte b of every element lies in row `8 b + k`. As in c-blosc 1,
+/// a block whose number of elements is no multiple of eight is stored as it is.
 pub fn unshuffle_bits(src: &[u8], size: usize, out: &mut [u8]) {
-    let n = src.len() / size / 8 * 8;
+    let n = src.len() / size;
+    let n = if n.is_multiple_of(8) { n } else { 0 };
     let row = n / 8;
     out[..n * size].fill(0);
     for (r, bits) in src[..n * size].chunks_exact(row.max(1)).enumerate() {
@@ -81,6 +83,18 @@ pub fn unshuffle_bits(src: &[u8], size: usize, out: &mut [u8]) {
         }
     }
     out[n * size..].copy_from_slice(&src[n * size..]);
+}
+
+/// To float32, rounded to odd: rounding that once more gives what rounding once would have given
+/// (Boldo and Melquiond, 2008). `half`'s own `from_f64` drops the lowest 32 bits first.
+fn to_odd(v: f64) -> f32 {
+    let near = v as f32;
+    let back = f64::from(near);
+    if back == v || v.is_nan() {
+        return near;
+    }
+    let bits = near.to_bits();
+    f32::from_bits(if back.abs() > v.abs() { bits - 1 } else { bits } | 1)
 }
 
 /// Float to float, each value rounded once, to nearest even.
@@ -96,8 +110,8 @@ pub fn convert(src: &[u8], from: Dtype, dst: &mut [u8], to: Dtype) {
         _ => panic!("{} is not a float", from.name()),
     };
     let write: fn(f64, &mut [u8]) = match to {
-        Dtype::BFloat16 => |v, out| out.copy_from_slice(&bf16::from_f64(v).to_le_bytes()),
-        Dtype::Float16 => |v, out| out.copy_from_slice(&f16::from_f64(v).to_le_bytes()),
+        Dtype::BFloat16 => |v, out| out.copy_from_slice(&bf16::from_f32(to_odd(v)).to_le_bytes()),
+        Dtype::Float16 => |v, out| out.copy_from_slice(&f16::from_f32(to_odd(v)).to_le_bytes()),
         Dtype::Float32 => |v, out| out.copy_from_slice(&(v as f32).to_le_bytes()),
         Dtype::Float64 => |v, out| out.copy_from_slice(&v.to_le_bytes()),
         _ => panic!("{} is not a float", to.name()),

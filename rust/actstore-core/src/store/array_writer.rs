@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::format::blosc::Block;
 use crate::format::record::{ArrayRecord, Chunk, Tail};
-use crate::format::shard::{self, Span};
+use crate::format::shard;
 use crate::format::zarr::{self, ArrayMeta};
 use crate::process::Task;
 use crate::store::{files, pipeline};
@@ -27,7 +27,7 @@ thread_local! {
 }
 
 /// Raw chunks start at a multiple of this, so that they can be computed on where they are mapped.
-const ALIGN: u64 = 64;
+pub const ALIGN: u64 = 64;
 /// Bytes of full chunks that may wait for more to be encoded with them.
 const WAITING: usize = 64 << 20;
 
@@ -37,7 +37,7 @@ pub struct ArrayWriter {
     pub name: String,
     store: PathBuf,
     meta: ArrayMeta,
-    /// Its `zarr.json`, whose shape is that of the last commit.
+    /// Its `zarr.json` as it is on disk: the shape is that of the last commit, or the one before.
     node: Value,
     /// Rows appended, and rows of the newest record.
     rows: u64,
@@ -140,7 +140,7 @@ impl ArrayWriter {
         })
     }
 
-    /// Its metadata, as last committed.
+    /// Its metadata, as on disk.
     pub fn node(&self) -> &Value {
         &self.node
     }
@@ -160,10 +160,11 @@ impl ArrayWriter {
         &self.pending
     }
 
-    /// Bytes written since the last commit; bytes the next one has to copy because readers see them.
-    pub fn fresh_and_rewritten(&self) -> (u64, u64) {
-        let published = matches!(self.tail.shard, Some(Shard::Published));
-        (self.fresh + self.pending.len() as u64, if published { self.tail.end } else { 0 })
+    /// Bytes written since the last commit; bytes that a commit now would put into a shard that is not
+    /// full, for the next one to copy.
+    pub fn fresh_and_tail(&self) -> (u64, u64) {
+        let pending = self.pending.len() as u64;
+        (self.fresh + pending, self.tail.end + pending)
     }
 
     /// Whether a shard was filled since the last commit.
@@ -269,7 +270,7 @@ impl ArrayWriter {
         staged.tail.chunks.push(chunk);
         staged.fresh += chunk.1;
         if staged.tail.chunks.len() == self.meta.chunks_per_shard() {
-            let sums = self.write_index(&temporary, &staged.tail.chunks, staged.tail.end)?;
+            let sums = self.write_seal(&temporary, &staged.tail.chunks, staged.tail.end)?;
             staged.full.push((staged.tail.number, Shard::Temporary(temporary), sums));
             staged.tail = TailShard {
                 number: staged.tail.number + 1,
@@ -290,14 +291,12 @@ impl ArrayWriter {
         Ok(Chunk(offset, bytes.len() as u64, crc))
     }
 
-    fn write_index(&self, temporary: &Temporary, chunks: &[Chunk], end: u64) -> Result<(u64, u32)> {
-        let mut spans: Vec<Span> = chunks.iter().map(|c| Span { offset: c.0, length: c.1 }).collect();
-        spans.resize(self.meta.chunks_per_shard(), Span::ABSENT);
-        let (index, crc) = shard::write_index(&spans);
-        let length = end + index.len() as u64;
-        let written = temporary.file.write_all_at(&index, end).and_then(|()| temporary.file.set_len(length));
+    fn write_seal(&self, temporary: &Temporary, chunks: &[Chunk], end: u64) -> Result<(u64, u32)> {
+        let (bytes, seal) = shard::write_seal(chunks, self.meta.chunks_per_shard());
+        let length = end + bytes.len() as u64;
+        let written = temporary.file.write_all_at(&bytes, end).and_then(|()| temporary.file.set_len(length));
         written.map_err(|error| Error::io("write", &temporary.path, &error).at(format!("'{}'", self.name)))?;
-        Ok((length, crc))
+        Ok((length, seal))
     }
 
     /// The tail's temporary file; made, with a copy of what readers see of the shard, if it has none.
@@ -364,7 +363,7 @@ impl ArrayWriter {
             boundary.push(chunk);
         }
         let all = [self.tail.chunks.as_slice(), &boundary].concat();
-        let sums = self.write_index(&temporary, &all, end)?;
+        let sums = self.write_seal(&temporary, &all, end)?;
         sync(&Shard::Temporary(temporary))?;
         Ok((boundary, sums))
     }
@@ -405,17 +404,25 @@ impl ArrayWriter {
         }
     }
 
-    /// After the record: the shape on disk follows.
-    pub fn committed(&mut self) -> Result<()> {
+    /// After the record: what was sealed is committed.
+    pub fn committed(&mut self) {
         self.full.clear();
         self.fresh = 0;
         self.committed = self.rows;
         self.meta.shape[0] = self.rows as usize;
-        if self.node["shape"][0].as_u64() != Some(self.rows) {
-            self.node["shape"][0] = Value::from(self.rows);
-            self.write_node()?;
+    }
+
+    /// Lets the shape on disk follow the last commit; the folder to sync when it changed.
+    pub fn roll_shape(&mut self) -> Result<Option<PathBuf>> {
+        if self.node["shape"][0].as_u64() == Some(self.committed) {
+            return Ok(None);
         }
-        Ok(())
+        let before = std::mem::replace(&mut self.node["shape"][0], Value::from(self.committed));
+        if let Err(error) = self.write_node() {
+            self.node["shape"][0] = before;
+            return Err(error);
+        }
+        Ok(Some(self.store.join(&self.name)))
     }
 
     /// Puts its `zarr.json` on disk.

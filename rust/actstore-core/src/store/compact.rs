@@ -21,7 +21,7 @@ use crate::process::Task;
 use crate::store::array::PartArray;
 use crate::store::array_writer::rename;
 use crate::store::reader::{Reader, Usage};
-use crate::store::shard_file::OpenShard;
+use crate::store::shard_file::{OpenShard, read_seal};
 use crate::store::writer::Writer;
 use crate::store::{Verify, files};
 
@@ -42,7 +42,7 @@ struct Rewritten {
     staged: PathBuf,
     path: PathBuf,
     length: u64,
-    index: u32,
+    seal: u32,
     chunks: Vec<Chunk>,
 }
 
@@ -53,7 +53,7 @@ pub fn compact(path: &Path, task: &Task) -> Result<Compaction> {
     let total = |usage: &BTreeMap<String, Usage>| usage.values().map(|u| u.stored_bytes).sum();
     let usage = reader.usage()?;
     let bytes_before = total(&usage);
-    task.expect(usage.values().filter(|u| u.hole_bytes > 0).map(|u| u.stored_bytes).sum());
+    task.expect(usage.values().filter(|u| u.hole_bytes > 0).map(|u| u.stored_bytes - u.hole_bytes).sum());
 
     let mut rewritten = Vec::new();
     let done = rewrite_all(&reader, task, &mut rewritten).and_then(|()| swap(&mut writer, &rewritten));
@@ -84,8 +84,7 @@ fn rewrite(part: &PartArray, number: usize, task: &Task) -> Result<Option<Rewrit
     let open = open.ok_or_else(|| Error::new(crate::Kind::MissingShard, format!("{} is missing", path.display())))?;
     let align = if meta.chain.is_raw() { 64 } else { 1 };
     let packed: u64 = open.spans.iter().map(|s| s.length.next_multiple_of(align)).sum();
-    let index_bytes = shard::index_bytes(meta.chunks_per_shard(), true) as u64;
-    if open.length <= packed + index_bytes {
+    if open.length <= packed + shard::seal_bytes(meta.chunks_per_shard()) as u64 {
         return Ok(None);
     }
     let staged = files::temporary(&part.store.path);
@@ -104,15 +103,13 @@ fn rewrite(part: &PartArray, number: usize, task: &Task) -> Result<Option<Rewrit
             task.check()?;
             task.advance(bytes.len() as u64);
         }
-        let mut spans: Vec<Span> = chunks.iter().map(|c| Span { offset: c.0, length: c.1 }).collect();
-        spans.resize(meta.chunks_per_shard(), Span::ABSENT);
-        let (index, crc) = shard::write_index(&spans);
-        file.write_all_at(&index, end).and_then(|()| file.sync_all()).map_err(io)?;
-        Ok((end + index.len() as u64, crc, chunks))
+        let (bytes, seal) = shard::write_seal(&chunks, meta.chunks_per_shard());
+        file.write_all_at(&bytes, end).and_then(|()| file.sync_all()).map_err(io)?;
+        Ok((end + bytes.len() as u64, seal, chunks))
     };
     match write() {
-        Ok((length, index, chunks)) => {
-            Ok(Some(Rewritten { array: part.name.clone(), shard: number, staged, path, length, index, chunks }))
+        Ok((length, seal, chunks)) => {
+            Ok(Some(Rewritten { array: part.name.clone(), shard: number, staged, path, length, seal, chunks }))
         }
         Err(error) => {
             let _ = fs::remove_file(&staged);
@@ -127,11 +124,11 @@ fn swap(writer: &mut Writer, rewritten: &[Rewritten]) -> Result<()> {
         for new in rewritten {
             let array = arrays.get_mut(&new.array).ok_or_else(|| Error::metadata("an array vanished"))?;
             match array.shards.get_mut(new.shard) {
-                Some((_, sums)) => sums.push((new.length, new.index)),
+                Some((_, sums)) => sums.push((new.length, new.seal)),
                 None => {
                     if let Some(tail) = &mut array.tail {
                         tail.compacted =
-                            Some(Compacted { length: new.length, index: new.index, chunks: new.chunks.clone() });
+                            Some(Compacted { length: new.length, seal: new.seal, chunks: new.chunks.clone() });
                     }
                 }
             }
@@ -178,8 +175,8 @@ pub(crate) fn settle(reader: &Reader, record: &mut crate::format::record::Record
             let path = part.store.path.join(&name).join(part.meta.key([*number as usize, 0, 0]));
             let file = File::open(&path).map_err(|error| Error::io("open", &path, &error))?;
             let length = file.metadata().map_err(|error| Error::io("read", &path, &error))?.len();
-            let (_, crc) = crate::store::shard_file::read_index(&file, &part.meta, length)?;
-            sums.retain(|sum| *sum == (length, crc));
+            let (_, _, seal) = read_seal(&file, &part.meta, length)?;
+            sums.retain(|sum| *sum == (length, seal));
             if sums.is_empty() {
                 return Err(Error::checksum(format!(
                     "{} is neither the old nor the new shard of a compaction",

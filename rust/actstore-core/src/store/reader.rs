@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
+use crate::format::shard::{self, Span};
 use crate::process::PerProcess;
 use crate::store::Verify;
 use crate::store::array::{Array, PartArray};
+use crate::store::array_writer::ALIGN;
 use crate::store::shard_file::{Expected, ShardCache};
 use crate::store::view::View;
 
@@ -135,14 +137,17 @@ impl Reader {
         };
         for index in grid(meta.grid()) {
             let Some(open) = part.shard(index)? else { continue };
-            let used: u64 =
-                open.spans.iter().filter(|s| **s != crate::format::shard::Span::ABSENT).map(|s| s.length).sum();
-            let index_bytes = match meta.sharding {
-                Some(sharding) => crate::format::shard::index_bytes(meta.chunks_per_shard(), sharding.index_crc) as u64,
+            // Raw chunks are padded to their alignment; that is no hole.
+            let align = if part.maps() { ALIGN } else { 1 };
+            let chunks = open.spans.iter().filter(|s| **s != Span::ABSENT);
+            let used: u64 = chunks.map(|s| s.length.next_multiple_of(align)).sum();
+            let end = match meta.sharding {
+                _ if part.record.is_some() => shard::seal_bytes(meta.chunks_per_shard()) as u64,
+                Some(sharding) => shard::index_bytes(meta.chunks_per_shard(), sharding.index_crc) as u64,
                 None => 0,
             };
             usage.stored_bytes += open.length;
-            usage.hole_bytes += open.length.saturating_sub(used + index_bytes);
+            usage.hole_bytes += open.length.saturating_sub(used + end);
             usage.shards += 1;
         }
         Ok(usage)

@@ -36,7 +36,7 @@ pub struct OpenShard {
     bytes: Bytes,
     /// Where its chunks lie.
     pub spans: Vec<Span>,
-    /// The checksums that the record pins, for a tail.
+    /// The chunks' checksums, as the record pins them.
     sums: Option<Vec<u32>>,
     /// Its length in bytes.
     pub length: u64,
@@ -76,22 +76,24 @@ impl OpenShard {
                 (spans, Some(chunks.iter().map(|c| c.2).collect()))
             }
             _ if meta.sharding.is_none() => (vec![Span { offset: 0, length }], None),
-            Expected::Full(sums) => {
-                if sums.iter().all(|(bytes, _)| *bytes != length) {
-                    let wanted = sums.iter().map(|(bytes, _)| *bytes).max().unwrap_or(0);
+            Expected::Full(sealed) => {
+                if sealed.iter().all(|(bytes, _)| *bytes != length) {
+                    let wanted = sealed.iter().map(|(bytes, _)| *bytes).max().unwrap_or(0);
                     let kind = if length < wanted { Kind::Truncated } else { Kind::Checksum };
                     return Err(Error::new(kind, format!("{length} bytes, the record says {wanted}")));
                 }
-                let (spans, crc) = read_index(&file, meta, length)?;
-                if !sums.contains(&(length, crc)) {
-                    return Err(Error::checksum(format!("the index has crc32c {crc:08x}, not the record's")));
+                let (spans, sums, seal) = read_seal(&file, meta, length)?;
+                if !sealed.contains(&(length, seal)) {
+                    return Err(Error::checksum(format!(
+                        "its index and sums have crc32c {seal:08x}, not the record's"
+                    )));
                 }
                 if spans.contains(&Span::ABSENT) {
                     return Err(Error::metadata("a full shard lacks chunks"));
                 }
-                (spans, None)
+                (spans, Some(sums))
             }
-            Expected::Any => (read_index(&file, meta, length)?.0, None),
+            Expected::Any => (read_index(&file, meta, length)?, None),
         };
         let (bytes, checked) = if map {
             let map = mmap::map(&file).map_err(|error| Error::io("map", path, &error))?;
@@ -106,7 +108,7 @@ impl OpenShard {
     fn tail_chunks<'a>(file: &File, meta: &ArrayMeta, tail: &'a Tail, length: u64) -> Result<&'a [Chunk]> {
         if let Some(compacted) = &tail.compacted
             && compacted.length == length
-            && read_index(file, meta, length).is_ok_and(|(_, crc)| crc == compacted.index)
+            && read_seal(file, meta, length).is_ok_and(|(_, _, seal)| seal == compacted.seal)
         {
             return Ok(&compacted.chunks);
         }
@@ -168,19 +170,28 @@ impl OpenShard {
     }
 }
 
-/// A shard's index and its checksum. Its size was checked with the metadata, its place is here.
-pub fn read_index(file: &File, meta: &ArrayMeta, length: u64) -> Result<(Vec<Span>, u32)> {
+/// A shard's index. Its size was checked with the metadata, its place is here.
+pub fn read_index(file: &File, meta: &ArrayMeta, length: u64) -> Result<Vec<Span>> {
     let sharding = meta.sharding.ok_or_else(|| Error::metadata("not sharded"))?;
     let bytes = shard::index_bytes(meta.chunks_per_shard(), sharding.index_crc);
+    let index = read_end(file, length, bytes, !sharding.index_at_end)?;
+    shard::read_index(&index, sharding.index_crc, length).map_err(|error| error.at("the index"))
+}
+
+/// The index, sums and seal of a shard of ours.
+pub fn read_seal(file: &File, meta: &ArrayMeta, length: u64) -> Result<(Vec<Span>, Vec<u32>, u32)> {
+    let end = read_end(file, length, shard::seal_bytes(meta.chunks_per_shard()), false)?;
+    shard::read_seal(&end, meta.chunks_per_shard(), length).map_err(|error| error.at("the index"))
+}
+
+fn read_end(file: &File, length: u64, bytes: usize, at_start: bool) -> Result<Vec<u8>> {
     let start = length
         .checked_sub(bytes as u64)
         .ok_or_else(|| Error::truncated(format!("{length} bytes, its index alone has {bytes}")))?;
-    let mut index = vec![0; bytes];
-    file.read_exact_at(&mut index, if sharding.index_at_end { start } else { 0 })
+    let mut end = vec![0; bytes];
+    file.read_exact_at(&mut end, if at_start { 0 } else { start })
         .map_err(|error| Error::new(Kind::Io, format!("cannot read the index: {error}")))?;
-    let crc = index.last_chunk::<4>().map_or(0, |b| u32::from_le_bytes(*b));
-    let spans = shard::read_index(&index, sharding.index_crc, length).map_err(|error| error.at("the index"))?;
-    Ok((spans, crc))
+    Ok(end)
 }
 
 /// The shards of a store that were used last.

@@ -67,10 +67,8 @@ impl Reader {
                     report.leftovers.push(format!("{COMMITS}/{name}"));
                 }
             }
-            for (name, array) in &record.arrays {
-                for path in writer::orphans(self.path(), name, array)? {
-                    report.leftovers.push(path.strip_prefix(self.path()).unwrap_or(&path).display().to_string());
-                }
+            for path in writer::orphans(self.path(), record)? {
+                report.leftovers.push(path.strip_prefix(self.path()).unwrap_or(&path).display().to_string());
             }
         }
         Ok(report)
@@ -126,6 +124,7 @@ fn verify_shard(part: &PartArray, index: [usize; 3], task: &Task, report: &Mutex
         let checked = open.chunk(number, &mut buffer).and_then(|chunk| {
             let chunk = chunk.unwrap_or_default();
             bytes += chunk.len() as u64;
+            task.advance(chunk.len() as u64);
             // Without a checksum of its own a chunk is at least decoded.
             if sealed {
                 codec::check(chunk).map(|_| ())
@@ -137,8 +136,8 @@ fn verify_shard(part: &PartArray, index: [usize; 3], task: &Task, report: &Mutex
             damage(Some(place), error)?;
         }
         chunks += 1;
-        task.advance(open.spans[number].length);
     }
+    task.advance(open.length.saturating_sub(bytes));
     let mut report = report.lock().expect("no panic while held");
     report.chunks += chunks;
     report.bytes += bytes;

@@ -22,7 +22,7 @@ use crate::store::view::{self, View};
 use crate::store::{Verify, compact};
 
 /// An automatic commit is due at the latest when so many bytes are not committed.
-const DUE: u64 = 256 << 20;
+const DUE: u64 = 1 << 30;
 
 /// A store open for writing.
 pub struct Writer {
@@ -42,6 +42,11 @@ pub struct Writer {
     checkpoint_bytes: u64,
     since_bytes: u64,
     dirty: bool,
+    /// Whether the last record's link may not be durable.
+    unsynced: bool,
+    /// Folders in which `zarr.json` was replaced after the last record: to be durable before the next,
+    /// for a shape may lag by one record, not by two.
+    lagging: Vec<PathBuf>,
 }
 
 impl Writer {
@@ -92,6 +97,8 @@ impl Writer {
             checkpoint_bytes: 0,
             since_bytes: 0,
             dirty: true,
+            unsynced: false,
+            lagging: Vec::new(),
         };
         writer.add_arrays(arrays)?;
         writer.publish(state, 0)?;
@@ -125,6 +132,10 @@ impl Writer {
                 let _ = fs::remove_file(path.join(COMMITS).join(name));
             }
         }
+        for orphan in orphans(path, &record)? {
+            let removed = if orphan.is_dir() { fs::remove_dir_all(&orphan) } else { fs::remove_file(&orphan) };
+            removed.map_err(|error| Error::io("remove", &orphan, &error))?;
+        }
         let mut groups = BTreeMap::new();
         for name in record.groups.keys() {
             groups.insert(name.clone(), files::read_json(&path.join(name).join("zarr.json"))?.unwrap_or_default());
@@ -137,9 +148,7 @@ impl Writer {
             let from = whole.rows() / chunk * chunk;
             let mut pending = vec![0; (whole.rows() - from) * whole.meta().row_bytes()];
             whole.read(Rows::Range(from, whole.rows()), None, &mut pending, whole.meta().dtype, &Task::new(threads))?;
-            let mut writer = ArrayWriter::new(path, name, node, Some(array), pending)?;
-            drop_orphans(path, name, array)?;
-            writer.committed()?;
+            let writer = ArrayWriter::new(path, name, node, Some(array), pending)?;
             arrays.insert(name.clone(), writer);
         }
         let size = |n: u64| fs::metadata(path.join(COMMITS).join(view::record_name(n))).map_or(0, |m| m.len());
@@ -155,12 +164,15 @@ impl Writer {
             since_bytes: (record.checkpoint + 1..=record.number).map(size).sum(),
             record,
             dirty: false,
+            unsynced: false,
+            lagging: Vec::new(),
         };
+        writer.roll_shapes()?;
+        writer.write_root()?;
         if settled {
             let (arrays, generation) = (writer.record.arrays.clone(), writer.record.generation);
             writer.replace_record(arrays, generation)?;
         }
-        writer.write_root()?;
         Ok(writer)
     }
 
@@ -257,13 +269,16 @@ impl Writer {
         Ok(self.is_due())
     }
 
-    /// Whether a commit would now write at least as much anew as it has to copy: at the border of a
-    /// shard, or else when a lot is waiting.
+    /// Whether an automatic commit is due: where a shard is full and little lies in the next one, which
+    /// the commit after it has to copy; or else when a lot is waiting.
     fn is_due(&self) -> bool {
-        let (fresh, rewritten) =
-            self.arrays.values().map(ArrayWriter::fresh_and_rewritten).fold((0, 0), |(f, r), (a, b)| (f + a, r + b));
+        let (mut fresh, mut copied) = (0, 0);
+        for array in self.arrays.values() {
+            let (written, tail) = array.fresh_and_tail();
+            (fresh, copied) = (fresh + written, copied + tail);
+        }
         let border = self.arrays.values().any(|array| array.meta().ndim == 3 && array.has_full());
-        (border && fresh >= rewritten) || fresh >= rewritten.max(DUE)
+        (border && fresh >= 8 * copied) || fresh >= copied.max(DUE)
     }
 
     /// Rows of a 1-D array, committed or not.
@@ -290,6 +305,7 @@ impl Writer {
     /// Publishes what was appended; durable on return. The number of the record.
     pub fn commit(&mut self, state: Value, task: &Task) -> Result<u64> {
         self.lock.check_process()?;
+        self.finish()?;
         if !self.dirty && state == self.record.state {
             return Ok(self.record.number);
         }
@@ -301,15 +317,15 @@ impl Writer {
         Ok(self.record.number)
     }
 
-    /// The protocol. Up to the record's link nothing changes for readers of our records; after it,
-    /// everything is committed, and shapes follow.
+    /// The protocol (docs/format.md). Up to the record's link nothing changes for readers of our
+    /// records; after it, everything is committed, and shapes follow.
     fn publish(&mut self, state: Value, number: u64) -> Result<()> {
         // 1. Data, durable under temporary names.
         let pool = Arc::clone(&self.pool);
         pool.install(|| self.arrays.par_iter_mut().try_for_each(|(_, array)| array.seal()))?;
 
         // 2. Nodes that are new, and shards under their names; then the folders.
-        let mut folders = Vec::new();
+        let mut folders = self.lagging.clone();
         for name in &self.unwritten {
             let folder = self.path.join(name);
             folders.extend(files::create_folders(&self.path, &folder)?);
@@ -319,19 +335,18 @@ impl Writer {
             }
             folders.push(folder);
         }
-        self.unwritten.clear();
         for array in self.arrays.values_mut() {
             folders.extend(array.publish()?);
         }
-        folders.sort();
-        folders.dedup();
-        pool.install(|| folders.par_iter().try_for_each(|folder| files::sync_folder(folder)))?;
+        sync_folders(&pool, &mut folders)?;
+        self.unwritten.clear();
+        self.lagging.clear();
 
         // 3. The record.
         let checkpoint = number == 0 || self.since_bytes > self.checkpoint_bytes;
         let record = self.next_record(state, number, checkpoint);
         let text = record.write();
-        write_record(&self.path, number, &text)?;
+        link_record(&self.path, number, &text)?;
         if checkpoint {
             (self.checkpoint_bytes, self.since_bytes) = (text.len() as u64, 0);
             self.record = record;
@@ -339,11 +354,30 @@ impl Writer {
             self.since_bytes += text.len() as u64;
             self.record = self.record.clone().merge(record)?;
         }
-        self.dirty = false;
+        self.arrays.values_mut().for_each(ArrayWriter::committed);
+        (self.dirty, self.unsynced) = (false, true);
 
         // 4. Shapes.
-        pool.install(|| self.arrays.par_iter_mut().try_for_each(|(_, array)| array.committed()))?;
-        self.write_root()
+        self.finish()
+    }
+
+    /// What follows a record. When it fails, the commit stands, and the next call tries again.
+    fn finish(&mut self) -> Result<()> {
+        if self.unsynced {
+            files::sync_folder(&self.path.join(COMMITS))?;
+            self.roll_shapes()?;
+            self.write_root()?;
+            self.unsynced = false;
+        }
+        Ok(())
+    }
+
+    fn roll_shapes(&mut self) -> Result<()> {
+        let pool = Arc::clone(&self.pool);
+        let rolled: Result<Vec<_>> =
+            pool.install(|| self.arrays.par_iter_mut().map(|(_, array)| array.roll_shape()).collect());
+        self.lagging.extend(rolled?.into_iter().flatten());
+        Ok(())
     }
 
     fn next_record(&self, state: Value, number: u64, checkpoint: bool) -> Record {
@@ -378,6 +412,7 @@ impl Writer {
     }
 
     fn write_root(&mut self) -> Result<()> {
+        self.lagging.push(self.path.clone());
         files::replace(&self.path, &self.path.join("zarr.json"), self.root().to_string().as_bytes())
     }
 
@@ -446,7 +481,11 @@ impl Writer {
         let root = Root { metadata: self.record.root.metadata, previous: self.record.root.metadata };
         let record = Record { number, checkpoint: number, generation, arrays, root, ..self.record.clone() };
         let text = record.write();
-        write_record(&self.path, number, &text)?;
+        let pool = Arc::clone(&self.pool);
+        sync_folders(&pool, &mut self.lagging)?;
+        self.lagging.clear();
+        link_record(&self.path, number, &text)?;
+        files::sync_folder(&self.path.join(COMMITS))?;
         (self.checkpoint_bytes, self.since_bytes) = (text.len() as u64, 0);
         self.record = record;
         Ok(())
@@ -460,34 +499,40 @@ fn exists(path: &Path) -> Error {
     )
 }
 
-/// Links a record into place, durable.
-fn write_record(store: &Path, number: u64, text: &str) -> Result<()> {
+fn sync_folders(pool: &ThreadPool, folders: &mut Vec<PathBuf>) -> Result<()> {
+    folders.sort();
+    folders.dedup();
+    pool.install(|| folders.par_iter().try_for_each(|folder| files::sync_folder(folder)))
+}
+
+/// Links a record into place.
+fn link_record(store: &Path, number: u64, text: &str) -> Result<()> {
     let staged = files::stage(store, text.as_bytes())?;
     let path = store.join(COMMITS).join(view::record_name(number));
     let linked = fs::hard_link(&staged, &path);
     let _ = fs::remove_file(&staged);
-    match linked {
-        Ok(()) => files::sync_folder(&store.join(COMMITS)),
-        Err(error) => Err(Error::io("publish", &path, &error)),
-    }
+    linked.map_err(|error| Error::io("publish", &path, &error))
 }
 
-/// Removes shards past the record, which a killed writer published but never committed.
-fn drop_orphans(store: &Path, name: &str, record: &ArrayRecord) -> Result<()> {
-    for path in orphans(store, name, record)? {
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.map_err(|error| Error::io("remove", &path, &error))?;
+/// What a killed writer put in place but never committed: shards past the record, and folders of
+/// arrays and groups that the record does not know.
+pub(crate) fn orphans(store: &Path, record: &Record) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders = vec![String::new()];
+    while let Some(folder) = folders.pop() {
+        for name in files::list(&store.join(&folder))? {
+            let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+            if record.groups.contains_key(&path) {
+                folders.push(path);
+            } else if let Some(array) = record.arrays.get(&path) {
+                let known = array.shards.len() as u64 + u64::from(array.tail.is_some());
+                let shards = store.join(&path).join("c");
+                let past = |entry: &String| entry.parse::<u64>().is_ok_and(|number| number >= known);
+                found.extend(files::list(&shards)?.into_iter().filter(past).map(|entry| shards.join(entry)));
+            } else if store.join(&path).join("zarr.json").is_file() {
+                found.push(store.join(&path));
+            }
+        }
     }
-    Ok(())
-}
-
-/// Shards of an array that the record does not list.
-pub(crate) fn orphans(store: &Path, name: &str, record: &ArrayRecord) -> Result<Vec<PathBuf>> {
-    let known = record.shards.len() as u64 + u64::from(record.tail.is_some());
-    let folder = store.join(name).join("c");
-    Ok(files::list(&folder)?
-        .into_iter()
-        .filter(|entry| entry.parse::<u64>().is_ok_and(|number| number >= known))
-        .map(|entry| folder.join(entry))
-        .collect())
+    Ok(found)
 }

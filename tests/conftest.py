@@ -1,0 +1,32 @@
+"""What several test modules share."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from interposed import compile_interposer
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: a kill leaves the same there, and syncing costs nothing."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    folder = Path(tempfile.mkdtemp(prefix="actstore-", dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def interposer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that kills, fails or records the calls of a writer."""
+    if sys.platform != "linux":
+        pytest.skip("the interposer is Linux's")
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    return compile_interposer(tmp_path_factory.mktemp("interposer"))

@@ -1,0 +1,219 @@
+"""Writers killed with SIGKILL, at random moments and at every call by which they change a file."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import actstore
+import pytest
+from builders import Corpus, files_of_record, files_on_disk
+from interposed import KILL_AFTER, TEAR, Nursery, Order, Outcome, stop_file
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the interposer is Linux's")
+
+ONE = Corpus(codec="blosc")
+RAW = Corpus(codec="raw")
+
+
+Nurseries = list[Nursery]
+
+
+@pytest.fixture(scope="module")
+def nurseries(interposer: Path) -> Iterator[Nurseries]:
+    """Two, that one core may kill while the other looks at what is left."""
+    with Nursery(interposer) as one, Nursery(interposer) as two:
+        yield [one, two]
+
+
+def examine(corpus: Corpus, path: Path, outcome: Outcome, others: bool = False) -> int:
+    """Asserts all that holds after a kill; the examples that were found."""
+    try:
+        store = actstore.open(path)
+    except actstore.NotFoundError:
+        assert outcome.least == 0
+        assert not (path / "zarr.json").exists()
+        corpus.create(path).close()
+        store = actstore.open(path)
+    report = store.verify(strict=True)
+    assert report.damaged == []
+    found = corpus.check(store)
+    assert found >= outcome.least
+    assert found in outcome.allowed
+    if others:
+        corpus.check_with_zarr(path)
+        corpus.check_with_tensorstore(path)
+
+    # A kept view of the committed prefix outlives what the next writer does.
+    with actstore.append(path) as writer:
+        assert writer.n_examples == found
+        corpus.append(writer, 3)
+    assert corpus.check(store) == found
+    store.close()
+    with actstore.open(path) as store:
+        assert corpus.check(store) == found + 3
+        report = store.verify(strict=True)
+        assert report.damaged == report.leftovers == []
+    assert files_on_disk(path) == files_of_record(path)
+    if others:
+        corpus.check_with_zarr(path)
+        corpus.check_with_tensorstore(path)
+    return found
+
+
+def base_for(task: str, corpus: Corpus, folder: Path) -> Path | None:
+    """The store that a task begins with."""
+    if task in ("create", "first_commit"):
+        return None
+    commits = {"add_columns": (), "compact": (4, 1, 9, 2)}.get(task, (4, 1))
+    return corpus.build(folder / "base.act", *commits)
+
+
+def kill_everywhere(
+    nurseries: Nurseries, corpus: Corpus, folder: Path, task: str, mode: int, every: int, base: Path | None
+) -> None:
+    """Kills a task at each `every`-th call, and looks at what is left."""
+
+    def copy(name: str) -> Path:
+        path = folder / name
+        shutil.rmtree(path, ignore_errors=True)
+        if base is not None:
+            shutil.copytree(base, path)
+        return path
+
+    n_calls = nurseries[0].run(task, corpus, copy("0.act"), Order()).calls
+    assert n_calls > 0
+
+    def kill_at(nursery: Nursery, name: str, places: Iterable[int]) -> None:
+        for at in places:
+            path = copy(name)
+            outcome = nursery.run(task, corpus, path, Order(mode, at))
+            # Threads may share their work differently and come with a call less.
+            assert outcome.killed or at > 0.9 * n_calls
+            try:
+                examine(corpus, path, outcome, others=at % 20 == 0)
+            except BaseException as error:
+                error.add_note(f"{task} killed at call {at} of {n_calls}, mode {mode}, {corpus.codec}")
+                raise
+
+    n = len(nurseries)
+    with ThreadPoolExecutor(n) as threads:
+        runs = [
+            threads.submit(kill_at, nursery, f"{i}.act", range(n_calls - i * every, 0, -every * n))
+            for i, nursery in enumerate(nurseries)
+        ]
+    for run in runs:
+        run.result()
+
+
+TASKS = ["create", "first_commit", "add_columns", "grow", "cross", "compact", "recover", "close", "abort"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_kill_at_some_calls(nurseries: Nurseries, memory_path: Path, task: str) -> None:
+    base = base_for(task, ONE, memory_path)
+    kill_everywhere(nurseries, ONE, memory_path, task, KILL_AFTER, 29, base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "abort"])
+def test_kill_after_each_call(nurseries: Nurseries, memory_path: Path, task: str) -> None:
+    kill_everywhere(nurseries, ONE, memory_path, task, KILL_AFTER, 1, base_for(task, ONE, memory_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_kill_within_calls(nurseries: Nurseries, memory_path: Path, task: str) -> None:
+    """Half of what is being written gets through."""
+    kill_everywhere(nurseries, RAW, memory_path, task, TEAR, 3, base_for(task, RAW, memory_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["cross", "compact", "grow", "add_columns"])
+def test_kill_while_recovering_from_a_kill(nurseries: Nurseries, memory_path: Path, first: str) -> None:
+    base = base_for(first, ONE, memory_path)
+    assert base is not None
+    path = memory_path / "killed.act"
+    shutil.copytree(base, path)
+    n_calls = nurseries[0].run(first, ONE, path, Order()).calls
+    for at in range(n_calls, 0, -max(1, n_calls // 12)):
+        shutil.rmtree(path)
+        shutil.copytree(base, path)
+        nurseries[0].run(first, ONE, path, Order(KILL_AFTER, at))
+        kill_everywhere(nurseries, ONE, memory_path, "recover", KILL_AFTER, 3, path)
+
+
+def test_columns_that_were_never_committed_are_not_in_the_way(
+    nurseries: Nurseries, memory_path: Path
+) -> None:
+    base = ONE.build(memory_path / "base.act")
+    path = memory_path / "x.act"
+    for at in range(120, 0, -17):
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(base, path)
+        outcome = nurseries[0].run("add_columns", ONE, path, Order(KILL_AFTER, at))
+        assert outcome.killed
+        with actstore.append(path) as writer:
+            if writer.n_examples:
+                break
+            ONE.append(writer, 4, columns=False)
+        with actstore.open(path) as store:
+            assert ONE.check(store, columns=False) == 4
+            assert list(store.examples) == ["id"]
+            assert list(store.tokens) == []
+        assert files_on_disk(path) == files_of_record(path)
+
+
+def wander(corpus: Corpus, folder: Path, n_kills: int, seed: int) -> None:
+    """Kills writers of one store at random moments, while others read it."""
+    rng = random.Random(seed)
+    path = folder / "x.act"
+    corpus.build(path, 3)
+    writers, readers = Nursery(), [Nursery() for _ in range(3)]
+    try:
+        pids = [
+            nursery.start(task, corpus, path, seed=seed)
+            for nursery, task in zip(readers, ["read_anew", "read_kept", "read_refreshed"], strict=True)
+        ]
+        found = 3
+        n_fruitful = 0
+        for i in range(n_kills):
+            pid = writers.start("wander", corpus, path, seed=rng.getrandbits(32))
+            # Counted in what it does, so that a slow machine sees as much of it.
+            writers.wait_for_words(rng.randrange(10))
+            time.sleep(rng.uniform(0, 0.02))
+            with contextlib.suppress(ProcessLookupError):  # Now and then it kills itself.
+                os.kill(pid, signal.SIGKILL)
+            outcome = writers.wait(pid)
+            assert outcome.killed
+            outcome.said.append(("is", found))
+            n_fruitful += outcome.least > found
+            found = examine(corpus, path, outcome, others=i % 10 == 0) + 3
+        stop_file(path).touch()
+        for nursery, pid in zip(readers, pids, strict=True):
+            assert dict(nursery.wait(pid).said)["reads"] > 0
+    finally:
+        for nursery in (writers, *readers):
+            nursery.end()
+    assert n_fruitful > n_kills / 4
+
+
+def test_killed_at_random(memory_path: Path) -> None:
+    wander(Corpus(several=True), memory_path, 15, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("codec", ["blosc", "raw"])
+@pytest.mark.parametrize("several", [True, False])
+def test_killed_at_random_often(
+    memory_path: Path, several: bool, codec: Literal["blosc", "raw"], seed: int
+) -> None:
+    wander(Corpus(several, codec), memory_path, 13, seed)
