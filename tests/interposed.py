@@ -230,11 +230,12 @@ class Child:
         try:
             act()
         except actstore.StorageError as error:
-            kind = "disk_full" if self.order and self.order.error == errno.ENOSPC else "io"
-            assert error.kind == kind, repr(error)
-            self.say("failed", 1)
-            return True
-        return False
+            kind = error.kind
+        else:
+            return False
+        assert kind == ("disk_full" if self.order and self.order.error == errno.ENOSPC else "io")
+        self.say("failed", 1)
+        return True
 
     def check(self, n: int) -> None:
         """A new reader finds so many examples, and those of other readers find them as well."""

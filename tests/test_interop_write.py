@@ -191,6 +191,23 @@ def test_shapes_that_others_see_lie_at_a_commit(tmp_path: Path) -> None:
     check_zarr_site(path, content)
 
 
+def test_arrays_that_others_hold_open_stay_readable(tmp_path: Path) -> None:
+    """Bytes never move: what was opened before a commit goes on reading its rows after it."""
+    spec = actstore.SiteSpec(2, 16, "bfloat16", chunk_rows=4, shard_rows=12)
+    path = tmp_path / "x.act"
+    content = np.random.default_rng(0).normal(size=(60, 2, 16)).astype(BFLOAT16)
+    held: list[tuple[int, Any, Any]] = []
+    with actstore.create(path, {"resid": spec}) as writer:
+        for start in range(0, 60, 5):
+            writer.append({"resid": content[start : start + 5]}, [5])
+            writer.commit()
+            group = zarr.open_group(path, mode="r")
+            held.append((start + 5, group["resid"], open_tensorstore(path / "resid")))
+            for n, by_zarr, by_tensorstore in held:
+                assert_same(by_zarr[...], content[:n])
+                assert_same(by_tensorstore.read().result(), content[:n])
+
+
 def check_zarr_site(path: Path, content: np.ndarray) -> None:
     assert_same(zarr.open_group(path, mode="r")["resid"][...], content)
 

@@ -56,7 +56,11 @@ def find_parts(source: object) -> list[str]:
             )
         if not os.path.isdir(path):
             raise NotFoundError(f"{path} is a file, a store is a directory", hint=f"actstore import {path}")
-        return [path] if os.path.exists(os.path.join(path, "zarr.json")) else _folder(path)
+        if os.path.exists(os.path.join(path, "zarr.json")):
+            return [path]
+        if os.path.isdir(os.path.join(path, "commits")):
+            raise NotFoundError(f"{path} is no store yet: its creation was interrupted", hint="create it again")
+        return _folder(path)
     if not isinstance(source, Iterable):
         raise InvalidInputError(f"expected a path or a list of paths, got {type(source).__name__}")
     paths = [_path(item) for item in source]

@@ -51,7 +51,7 @@ pub struct Compacted {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArrayRecord {
-    /// Its metadata's checksum, the shape left out.
+    /// Its metadata's checksum, the number of rows left out.
     pub metadata: u32,
     /// Its rows.
     pub rows: u64,

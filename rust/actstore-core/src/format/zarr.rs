@@ -318,17 +318,19 @@ pub fn valid_path(path: &str) -> bool {
         })
 }
 
-/// The checksum of a node's metadata, whatever its shapes and the order of its keys.
+/// The checksum of a node's metadata, whatever the number of rows and the order of its keys.
 pub fn checksum(node: &Value) -> u32 {
     let mut node = node.clone();
-    let drop_shape = |node: &mut Value| {
-        if node.get("node_type").and_then(Value::as_str) == Some("array") {
-            node.as_object_mut().map(|object| object.shift_remove("shape"));
+    let drop_rows = |node: &mut Value| {
+        if node.get("node_type").and_then(Value::as_str) == Some("array")
+            && let Some(rows) = node.pointer_mut("/shape/0")
+        {
+            *rows = Value::Null;
         }
     };
-    drop_shape(&mut node);
+    drop_rows(&mut node);
     if let Some(members) = node.pointer_mut("/consolidated_metadata/metadata").and_then(Value::as_object_mut) {
-        members.values_mut().for_each(drop_shape);
+        members.values_mut().for_each(drop_rows);
     }
     node.sort_all_objects();
     crc32c::crc32c(node.to_string().as_bytes())

@@ -10,7 +10,7 @@ use zstd_safe::{CCtx, CParameter, DCtx};
 
 use crate::error::{Error, Result};
 use crate::format::huffman;
-use crate::kernels::huffman::{DecodeTable, encode2, histogram};
+use crate::kernels::huffman::{DecodeTable, Lane, encode2, histogram};
 use crate::kernels::kernels;
 
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -26,7 +26,7 @@ const SAMPLED: usize = 16;
 /// Planes shorter than this are counted whole.
 const LONG: usize = 1 << 16;
 /// How far beyond the values seen in a sample others are expected.
-const BEYOND: usize = 12;
+const BEYOND: usize = 5;
 
 /// Appends `bytes` as a frame of Huffman-coded literals with one table; false (and nothing appended)
 /// when that does not save at least a fiftieth.
@@ -209,9 +209,16 @@ fn read_literals(frame: &[u8], out: &mut [u8], table: &mut DecodeTable) -> Optio
                 rest = &rest[1..];
             }
             2 => {
-                let block = rest.get(..size)?;
+                let block = Literals::parse(rest.get(..size)?)?;
                 rest = &rest[size..];
-                todo = read_block(block, todo, table, &mut have_table)?;
+                match &block.lengths {
+                    Some(lengths) if table.fill(lengths) => have_table = true,
+                    None if have_table => {}
+                    _ => return None,
+                }
+                if !table.decode(&mut block.lanes(todo.split_off_mut(..block.size)?)?) {
+                    return None;
+                }
             }
             _ => return None,
         }
@@ -221,58 +228,65 @@ fn read_literals(frame: &[u8], out: &mut [u8], table: &mut DecodeTable) -> Optio
     }
 }
 
-/// Decodes a compressed block of four literal streams and no sequences; what remains of `out`.
-fn read_block<'a>(
-    block: &[u8],
-    out: &'a mut [u8],
-    table: &mut DecodeTable,
-    have_table: &mut bool,
-) -> Option<&'a mut [u8]> {
-    let kind = block.first()? & 3;
-    let (bits, header) = match block[0] >> 2 & 3 {
-        1 => (10, 3),
-        2 => (14, 4),
-        3 => (18, 5),
-        _ => return None,
-    };
-    let mut word = 0u64;
-    for (i, byte) in block.get(..header)?.iter().enumerate() {
-        word |= u64::from(*byte) << (8 * i);
-    }
-    let size = (word >> 4 & ((1 << bits) - 1)) as usize;
-    let compressed = (word >> (4 + bits) & ((1 << bits) - 1)) as usize;
-    let mut literals = block.get(header..header + compressed)?;
-    if block.get(header + compressed..)? != [0] {
-        return None;
-    }
-    match kind {
-        2 => {
-            let (lengths, used) = huffman::read_tree(literals)?;
-            if !table.fill(&lengths) {
-                return None;
-            }
-            literals = &literals[used..];
-            *have_table = true;
+/// A compressed block of four literal streams and no sequences.
+struct Literals<'a> {
+    /// Bytes it decodes to.
+    size: usize,
+    /// The code it brings; None when it goes on with the one before.
+    lengths: Option<[u8; 256]>,
+    streams: [&'a [u8]; 4],
+}
+
+impl<'a> Literals<'a> {
+    fn parse(block: &'a [u8]) -> Option<Self> {
+        let kind = block.first()? & 3;
+        let (bits, header) = match block[0] >> 2 & 3 {
+            1 => (10, 3),
+            2 => (14, 4),
+            3 => (18, 5),
+            _ => return None,
+        };
+        let mut word = 0u64;
+        for (i, byte) in block.get(..header)?.iter().enumerate() {
+            word |= u64::from(*byte) << (8 * i);
         }
-        3 if *have_table => {}
-        _ => return None,
+        let size = (word >> 4 & ((1 << bits) - 1)) as usize;
+        let compressed = (word >> (4 + bits) & ((1 << bits) - 1)) as usize;
+        let mut literals = block.get(header..header + compressed)?;
+        if block.get(header + compressed..)? != [0] {
+            return None;
+        }
+        let lengths = match kind {
+            2 => {
+                let (lengths, used) = huffman::read_tree(literals)?;
+                literals = &literals[used..];
+                Some(lengths)
+            }
+            3 => None,
+            _ => return None,
+        };
+        let jump = |i: usize| Some(usize::from(u16::from_le_bytes([*literals.get(2 * i)?, *literals.get(2 * i + 1)?])));
+        let (a, b, c) = (jump(0)?, jump(1)?, jump(2)?);
+        let streams = literals.get(6..)?;
+        streams.len().checked_sub(a + b + c)?;
+        let (s0, after) = streams.split_at(a);
+        let (s1, after) = after.split_at(b);
+        let (s2, s3) = after.split_at(c);
+        Some(Literals { size, lengths, streams: [s0, s1, s2, s3] })
     }
-    let jump = |i: usize| Some(usize::from(u16::from_le_bytes([*literals.get(2 * i)?, *literals.get(2 * i + 1)?])));
-    let (a, b, c) = (jump(0)?, jump(1)?, jump(2)?);
-    let streams = literals.get(6..)?;
-    let d = streams.len().checked_sub(a + b + c)?;
-    let (mine, rest) = out.split_at_mut_checked(size)?;
-    let part = size.div_ceil(4);
-    if 3 * part > size || d == 0 {
-        return None;
+
+    /// Its streams, and the part of the output that each decodes to.
+    fn lanes<'b>(&self, out: &'b mut [u8]) -> Option<[Lane<'b>; 4]>
+    where
+        'a: 'b,
+    {
+        let part = self.size.div_ceil(4);
+        let (o0, after) = out.split_at_mut_checked(part)?;
+        let (o1, after) = after.split_at_mut_checked(part)?;
+        let (o2, o3) = after.split_at_mut_checked(part)?;
+        let [s0, s1, s2, s3] = self.streams;
+        Some([Lane::new(s0, o0), Lane::new(s1, o1), Lane::new(s2, o2), Lane::new(s3, o3)])
     }
-    let (o0, after) = mine.split_at_mut(part);
-    let (o1, after) = after.split_at_mut(part);
-    let (o2, o3) = after.split_at_mut(part);
-    let (s0, after) = streams.split_at(a);
-    let (s1, after) = after.split_at(b);
-    let (s2, s3) = after.split_at(c);
-    table.decode4([s0, s1, s2, s3], [o0, o1, o2, o3]).then_some(rest)
 }
 
 #[cfg(test)]

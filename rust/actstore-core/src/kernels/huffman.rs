@@ -70,146 +70,86 @@ impl DecodeTable {
         true
     }
 
-    /// Decodes the four streams of a block, which fill the four parts of `out`; false on damage.
+    /// Decodes the four lanes of a block; false on damage.
     #[must_use]
-    pub fn decode4(&self, streams: [&[u8]; 4], out: [&mut [u8]; 4]) -> bool {
-        let [o0, o1, o2, o3] = out;
-        let mut cursors =
-            [Cursor::new(streams[0]), Cursor::new(streams[1]), Cursor::new(streams[2]), Cursor::new(streams[3])];
-        let done = if cursors.iter().all(Option::is_some) {
-            let mut fast = cursors.map(Option::unwrap);
-            let done = self.decode_fast(&mut fast, [&mut *o0, &mut *o1, &mut *o2, &mut *o3]);
-            cursors = fast.map(Some);
-            done
-        } else {
-            [0; 4]
-        };
-        let outs = [o0, o1, o2, o3];
-        for (k, out) in outs.into_iter().enumerate() {
-            let consumed = cursors[k].as_ref().map_or(0, Cursor::consumed_bits);
-            if !self.decode_rest(streams[k], consumed, &mut out[done[k]..]) {
-                return false;
-            }
-        }
-        true
+    pub fn decode(&self, lanes: &mut [Lane<'_>; 4]) -> bool {
+        self.decode_fast(lanes);
+        lanes.iter_mut().all(|lane| self.decode_rest(lane))
     }
 
-    /// Decodes one stream into all of `out`; false on damage.
-    #[must_use]
-    pub fn decode1(&self, stream: &[u8], out: &mut [u8]) -> bool {
-        self.decode_rest(stream, 0, out)
-    }
-
-    /// As far as every stream has input and room to spare; how much of each output was filled.
-    fn decode_fast(&self, cursors: &mut [Cursor; 4], out: [&mut [u8]; 4]) -> [usize; 4] {
+    /// As far as every lane has input and room to spare.
+    fn decode_fast(&self, lanes: &mut [Lane<'_>; 4]) {
         #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("bmi2") {
+        if has_bmi() {
             // SAFETY: the instructions it is compiled with are there.
-            return unsafe { self.decode_fast_bmi2(cursors, out) };
+            return unsafe { self.decode_fast_bmi(lanes) };
         }
-        self.decode_fast_body(cursors, out)
+        self.decode_fast_body(lanes);
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "bmi1,bmi2,lzcnt")]
-    fn decode_fast_bmi2(&self, cursors: &mut [Cursor; 4], out: [&mut [u8]; 4]) -> [usize; 4] {
-        self.decode_fast_body(cursors, out)
+    #[target_feature(enable = "bmi1,bmi2")]
+    fn decode_fast_bmi(&self, lanes: &mut [Lane<'_>; 4]) {
+        self.decode_fast_body(lanes);
     }
 
     #[inline(always)]
-    fn decode_fast_body(&self, cursors: &mut [Cursor; 4], out: [&mut [u8]; 4]) -> [usize; 4] {
+    fn decode_fast_body(&self, lanes: &mut [Lane<'_>; 4]) {
         let table: *const u64 = self.runs.as_ptr();
-        let lengths = [out[0].len(), out[1].len(), out[2].len(), out[3].len()];
-        let starts = out.map(<[u8]>::as_mut_ptr);
-        let [mut o0, mut o1, mut o2, mut o3] = starts;
-        let mut at = [cursors[0].at, cursors[1].at, cursors[2].at, cursors[3].at];
-        let base = [
-            cursors[0].stream.as_ptr(),
-            cursors[1].stream.as_ptr(),
-            cursors[2].stream.as_ptr(),
-            cursors[3].stream.as_ptr(),
-        ];
-        let [mut b0, mut b1, mut b2, mut b3] = [cursors[0].bits, cursors[1].bits, cursors[2].bits, cursors[3].bits];
-        let done = |o: [*mut u8; 4]| {
-            let mut done = [0usize; 4];
-            for k in 0..4 {
-                done[k] = o[k] as usize - starts[k] as usize;
-            }
-            done
-        };
-        macro_rules! lookup {
-            ($bits:ident, $out:ident) => {
-                // SAFETY: the index has 11 bits, as the table; a round advances by at most 20 bytes, each
-                // write is within them, and no more rounds are made than every output has room for.
-                unsafe {
-                    let entry = *table.add(($bits >> (64 - MAX_BITS)) as usize);
-                    $bits <<= entry & 63;
-                    $out.cast::<u32>().write_unaligned(((entry >> 32) as u32).to_le());
-                    $out = $out.add((entry >> 8) as u8 as usize);
-                }
-            };
-        }
-        macro_rules! reload {
-            ($bits:ident, $k:literal) => {
-                // The sentinel's place tells how many bits went: at most 5 * 11 + 7.
-                let used = $bits.trailing_zeros();
-                at[$k] -= (used >> 3) as usize;
-                // SAFETY: at most 7 bytes go a round, and there are no more rounds than `at` has sevens;
-                // `at + 8` starts as the stream's length and only falls.
-                let word = unsafe { base[$k].add(at[$k]).cast::<u64>().read_unaligned() };
-                $bits = (u64::from_le(word) | 1) << (used & 7);
-            };
-        }
         loop {
-            let filled = done([o0, o1, o2, o3]);
-            let rounds =
-                (0..4).map(|k| (at[k] / 7).min((lengths[k] - filled[k]) / (LOOKUPS * RUN as usize))).min().unwrap_or(0);
+            let rounds = lanes.iter().map(Lane::rounds).min().unwrap_or(0);
             if rounds == 0 {
-                for (k, bits) in [b0, b1, b2, b3].into_iter().enumerate() {
-                    cursors[k].bits = bits;
-                    cursors[k].at = at[k];
-                }
-                return filled;
+                return;
             }
+            let mut bits = [0u64; 4];
+            let mut from = [std::ptr::null::<u8>(); 4];
+            let mut to = [std::ptr::null_mut::<u8>(); 4];
+            for (k, lane) in lanes.iter_mut().enumerate() {
+                bits[k] = lane.bits;
+                from[k] = lane.stream[lane.at..].as_ptr();
+                to[k] = lane.out[lane.done..].as_mut_ptr();
+            }
+            let (from_start, to_start) = (from, to);
             for _ in 0..rounds {
-                lookup!(b0, o0);
-                lookup!(b1, o1);
-                lookup!(b2, o2);
-                lookup!(b3, o3);
-                lookup!(b0, o0);
-                lookup!(b1, o1);
-                lookup!(b2, o2);
-                lookup!(b3, o3);
-                lookup!(b0, o0);
-                lookup!(b1, o1);
-                lookup!(b2, o2);
-                lookup!(b3, o3);
-                lookup!(b0, o0);
-                lookup!(b1, o1);
-                lookup!(b2, o2);
-                lookup!(b3, o3);
-                lookup!(b0, o0);
-                lookup!(b1, o1);
-                lookup!(b2, o2);
-                lookup!(b3, o3);
-                reload!(b0, 0);
-                reload!(b1, 1);
-                reload!(b2, 2);
-                reload!(b3, 3);
+                for _ in 0..LOOKUPS {
+                    for k in 0..4 {
+                        // SAFETY: the index has 11 bits, as the table; a round advances by at most 20
+                        // bytes, writes within them, and every output has room for all rounds.
+                        unsafe {
+                            let entry = *table.add((bits[k] >> (64 - MAX_BITS)) as usize);
+                            bits[k] <<= entry & 63;
+                            to[k].cast::<u32>().write_unaligned(((entry >> 32) as u32).to_le());
+                            to[k] = to[k].add((entry >> 8) as u8 as usize);
+                        }
+                    }
+                }
+                for k in 0..4 {
+                    // The sentinel's place tells how many bits went: at most 5 * 11 + 7.
+                    let used = bits[k].trailing_zeros();
+                    // SAFETY: at most 7 bytes go a round, and every lane has sevens for all rounds before
+                    // its start; the eight bytes began as the stream's last.
+                    let word = unsafe {
+                        from[k] = from[k].sub((used >> 3) as usize);
+                        from[k].cast::<u64>().read_unaligned()
+                    };
+                    bits[k] = (u64::from_le(word) | 1) << (used & 7);
+                }
+            }
+            for (k, lane) in lanes.iter_mut().enumerate() {
+                lane.bits = bits[k];
+                lane.at -= from_start[k] as usize - from[k] as usize;
+                lane.done += to[k] as usize - to_start[k] as usize;
             }
         }
     }
 
-    /// Symbol by symbol and checked, from `consumed` bits before the stream's end; all must be used.
-    fn decode_rest(&self, stream: &[u8], consumed: usize, out: &mut [u8]) -> bool {
-        let Some(total) = payload_bits(stream) else {
+    /// Symbol by symbol and checked, what is left of a lane; all of its input must be used.
+    fn decode_rest(&self, lane: &mut Lane<'_>) -> bool {
+        let Some(mut left) = lane.unread_bits() else {
             return false;
         };
-        let Some(mut left) = total.checked_sub(consumed) else {
-            return false;
-        };
-        for slot in out {
-            let entry = self.singles[peek(stream, left)];
+        for slot in &mut lane.out[lane.done..] {
+            let entry = self.singles[peek(lane.stream, left)];
             let bits = usize::from(entry >> 8);
             if bits > left {
                 return false;
@@ -219,6 +159,11 @@ impl DecodeTable {
         }
         left == 0
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_bmi() -> bool {
+    std::arch::is_x86_feature_detected!("bmi1") && std::arch::is_x86_feature_detected!("bmi2")
 }
 
 /// The next 11 of `left` unread bits, zeros after the last.
@@ -232,33 +177,42 @@ fn peek(stream: &[u8], left: usize) -> usize {
     bits << (MAX_BITS as usize - (left - low))
 }
 
-/// Bits before the closing 1, None without one.
-fn payload_bits(stream: &[u8]) -> Option<usize> {
-    match stream.last() {
-        None | Some(0) => None,
-        Some(last) => Some(stream.len() * 8 - 1 - last.leading_zeros() as usize),
-    }
-}
-
-/// A place in a stream: the unread bits of the eight bytes at `at`, from the top, above a sentinel 1.
-struct Cursor<'a> {
+/// A stream and the bytes it decodes to.
+pub struct Lane<'a> {
     stream: &'a [u8],
-    at: usize,
+    out: &'a mut [u8],
+    /// Bytes of `out` that are there.
+    done: usize,
+    /// The unread bits of the eight bytes at `at`, from the top, above a sentinel 1.
     bits: u64,
+    at: usize,
 }
 
-impl<'a> Cursor<'a> {
-    fn new(stream: &'a [u8]) -> Option<Self> {
-        let at = stream.len().checked_sub(8)?;
-        let word = u64::from_le_bytes(stream[at..].try_into().ok()?);
-        let closing = stream[at + 7].leading_zeros() + 1;
-        (closing <= 8).then(|| Cursor { stream, at, bits: (word | 1) << closing })
+impl<'a> Lane<'a> {
+    /// A lane at its start.
+    pub fn new(stream: &'a [u8], out: &'a mut [u8]) -> Self {
+        let mut lane = Lane { stream, out, done: 0, bits: 1, at: 0 };
+        if let Some(last) = stream.last_chunk::<8>()
+            && last[7] != 0
+        {
+            lane.at = stream.len() - 8;
+            lane.bits = (u64::from_le_bytes(*last) | 1) << (last[7].leading_zeros() + 1);
+        }
+        lane
     }
 
-    /// Bits read so far, not counting the closing one and what is above it.
-    fn consumed_bits(&self) -> usize {
-        let closing = self.stream[self.stream.len() - 1].leading_zeros() as usize + 1;
-        (self.stream.len() - 8 - self.at) * 8 + self.bits.trailing_zeros() as usize - closing
+    /// Rounds for which it has input and room.
+    fn rounds(&self) -> usize {
+        (self.at / 7).min((self.out.len() - self.done) / (LOOKUPS * RUN as usize))
+    }
+
+    /// Bits not read yet, without the closing 1; None without one.
+    fn unread_bits(&self) -> Option<usize> {
+        let last = self.stream.last().filter(|last| **last != 0)?;
+        Some(match self.done {
+            0 => self.stream.len() * 8 - 1 - last.leading_zeros() as usize,
+            _ => (self.at + 8) * 8 - self.bits.trailing_zeros() as usize,
+        })
     }
 }
 
@@ -286,7 +240,7 @@ pub fn encode2(codes: &Codes, symbols: [&[u8]; 2], out: &mut Vec<u8>) -> [usize;
 /// As for `encode_into`.
 unsafe fn encode_best(codes: &Codes, symbols: [&[u8]; 2], room: [*mut u8; 2]) -> [usize; 2] {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("bmi2") {
+    if has_bmi() {
         // SAFETY: the caller's promise is passed on, and the instructions are there.
         return unsafe { encode_into_bmi2(codes, symbols, room) };
     }

@@ -165,7 +165,8 @@ impl Writer {
             record,
             dirty: false,
             unsynced: false,
-            lagging: Vec::new(),
+            // The writer before this one may have left its last shapes undurable.
+            lagging: reader.arrays().iter().map(|name| path.join(name)).chain([path.to_path_buf()]).collect(),
         };
         writer.roll_shapes()?;
         writer.write_root()?;
