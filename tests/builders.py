@@ -249,7 +249,7 @@ def newest_record(path: str | os.PathLike[str]) -> dict[str, Any]:
         for name, array in bodies[number]["arrays"].items():
             shards.setdefault(name, {}).update(dict(array["shards"]))
     for name, array in last["arrays"].items():
-        array["shards"] = sorted(shards[name].items())
+        array["shards"] = [list(pair) for pair in sorted(shards[name].items())]
     return last
 
 

@@ -53,15 +53,18 @@ class Forgery:
         }
 
     def write(self) -> None:
+        """Puts everything in place. What was changed beyond recognition stays as it is."""
         record, members = self.record, self.root.get("consolidated_metadata", {}).get("metadata", {})
+        groups = record["groups"] if isinstance(record["groups"], dict) else {}
+        arrays = record["arrays"] if isinstance(record["arrays"], dict) else {}
         for name, node in self.nodes.items():
             (self.path / name / "zarr.json").write_text(json.dumps(node))
             if name in members:
                 members[name] = node
-            if name in record["groups"]:
-                record["groups"][name] = metadata_checksum(node)
-            elif name in record["arrays"]:
-                record["arrays"][name]["metadata"] = metadata_checksum(node)
+            if name in groups:
+                groups[name] = metadata_checksum(node)
+            elif name in arrays:
+                arrays[name]["metadata"] = metadata_checksum(node)
         (self.path / "zarr.json").write_text(json.dumps(self.root))
         if isinstance(record.get("root"), dict):
             record["root"] = dict.fromkeys(("metadata", "previous"), metadata_checksum(self.root))

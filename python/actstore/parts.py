@@ -60,20 +60,26 @@ def find_parts(source: object) -> list[str]:
             return [path]
         if os.path.isdir(os.path.join(path, "commits")):
             raise NotFoundError(f"{path} is no store yet: its creation was interrupted", hint="create it again")
-        return _folder(path)
+        return _once(_folder(path))
     if not isinstance(source, Iterable):
         raise InvalidInputError(f"expected a path or a list of paths, got {type(source).__name__}")
     paths = [_path(item) for item in source]
     if not paths:
         raise InvalidInputError("a list of no parts")
+    for path in paths:
+        if not os.path.exists(os.path.join(path, "zarr.json")):
+            raise NotFoundError(f"{path} is no store: it has no zarr.json")
+    return _once(paths)
+
+
+def _once(paths: list[str]) -> list[str]:
+    """The paths, none of which may be another's, be it through a link."""
     seen: set[str] = set()
     for path in paths:
         real = os.path.realpath(path)
         if real in seen:
             raise InvalidInputError(f"{path} is given twice")
         seen.add(real)
-        if not os.path.exists(os.path.join(path, "zarr.json")):
-            raise NotFoundError(f"{path} is no store: it has no zarr.json")
     return paths
 
 

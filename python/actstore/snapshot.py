@@ -1,5 +1,6 @@
 """What an open store sees: its parts at one commit each."""
 
+import contextlib
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -59,6 +60,13 @@ class Snapshot:
         if name not in self._arrays:
             self._arrays[name] = _native.concat([part.reader.array(name) for part in self.parts])
         return self._arrays[name]
+
+    def explain_absence(self, name: str) -> None:
+        """Raise FormatError when `name` is an array that cannot be read, rather than one not there."""
+        for part in self.parts:
+            if part.foreign:
+                with contextlib.suppress(NotFoundError):
+                    part.reader.array(name)
 
     @cached_property
     def _positions(self) -> dict[str, int]:

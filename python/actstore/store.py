@@ -152,6 +152,7 @@ class Store:
     def __getitem__(self, name: str) -> Site:
         self._snapshot.check_open()
         if name not in self._snapshot.layout.sites:
+            self._snapshot.explain_absence(name)
             raise NotFoundError(
                 f"{self._snapshot.name} has no site {name!r}, it has: {', '.join(self.sites) or 'none'}"
             )

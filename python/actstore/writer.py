@@ -57,7 +57,7 @@ class StoreWriter:
             self._n_examples = native.arrays[f"{IDS}/offset"][0][0] - 1
             self._rows = {axis: self._last(axis) for axis in layout.axes}
             self._digest = bytes.fromhex(json.loads(native.state).get("digest") or _EMPTY_DIGEST.hex())
-        except (KeyError, ValueError, IndexError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             native.close()
             raise FormatError(
                 f"{native.path}: cannot go on from its state: {error}", kind="metadata"

@@ -93,13 +93,12 @@ impl Chain {
     }
 
     /// Decodes a chunk that must have `expected` bytes of elements of `size`. The axes' order and the
-    /// endianness are still the stored ones. `verify` off leaves checksums unread.
+    /// endianness are still the stored ones.
     pub fn decode<'a>(
         &self,
         chunk: &'a [u8],
         expected: usize,
         size: usize,
-        verify: bool,
         scratch: &'a mut Scratch,
     ) -> Result<Decoded<'a>> {
         let Scratch { stages, planes } = scratch;
@@ -108,8 +107,7 @@ impl Chain {
         let mut bytes = chunk;
         for (i, codec) in self.codecs.iter().enumerate().rev() {
             match codec {
-                Codec::Crc32c if verify => bytes = check(bytes)?,
-                Codec::Crc32c => bytes = &bytes[..bytes.len().saturating_sub(4)],
+                Codec::Crc32c => bytes = check(bytes)?,
                 Codec::Blosc if i == 0 => return blosc::read(bytes, expected, size, planes),
                 Codec::Blosc => return Err(Error::unsupported("blosc over other codecs is not read")),
                 Codec::Zstd | Codec::Gzip => {

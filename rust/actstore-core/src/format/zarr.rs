@@ -9,6 +9,8 @@ use crate::format::codec::{Chain, Codec};
 
 /// Most bytes a chunk may decode to.
 pub const MAX_CHUNK: usize = 1 << 30;
+/// Most layers, which are listed one by one.
+const MAX_LAYERS: usize = 1 << 20;
 /// Most elements along an axis: anything beyond is an attack or an accident.
 const MAX_EXTENT: u64 = 1 << 52;
 
@@ -88,9 +90,10 @@ impl ArrayMeta {
         self.shape[1] * self.shape[2] * self.dtype.size()
     }
 
-    /// Whether a chunk holds whole rows of one layer: how we write.
+    /// Whether a chunk holds whole rows of one layer, and shards end in their index: how we write.
     pub fn is_ours(&self) -> bool {
-        self.chunk[1] == 1
+        self.sharding.is_some_and(|sharding| sharding.index_at_end && sharding.index_crc)
+            && self.chunk[1] == 1
             && self.chunk[2] == self.shape[2]
             && self.shard[1] == self.shape[1]
             && self.shard[2] == self.shape[2]
@@ -195,10 +198,13 @@ impl ArrayMeta {
     pub fn check_sizes(&self) -> Result<()> {
         let product = |extents: [usize; 3]| extents.iter().try_fold(self.dtype.size(), |n, e| n.checked_mul(*e));
         if product(self.chunk).is_none_or(|n| n > MAX_CHUNK) {
-            return Err(Error::metadata(format!("a chunk of {:?} is beyond {MAX_CHUNK} bytes", self.chunk)));
+            let message = format!("a chunk of {:?} is beyond {MAX_CHUNK} bytes", self.chunk);
+            return Err(Error::unsupported(message));
         }
+        let [rows, layers, dim] = self.shape;
         if product(self.shard).is_none_or(|n| n as u64 > MAX_EXTENT)
-            || product(self.shape).is_none_or(|n| n > isize::MAX as usize)
+            || product([rows.max(1), layers, dim]).is_none_or(|n| n > isize::MAX as usize)
+            || layers > MAX_LAYERS
         {
             return Err(Error::metadata(format!(
                 "a shape of {:?} in shards of {:?} is beyond any memory",

@@ -25,8 +25,6 @@ thread_local! {
 const SAMPLED: usize = 16;
 /// Planes shorter than this are counted whole.
 const LONG: usize = 1 << 16;
-/// How far beyond the values seen in a sample others are expected.
-const BEYOND: usize = 5;
 
 /// Appends `bytes` as a frame of Huffman-coded literals with one table; false (and nothing appended)
 /// when that does not save at least a fiftieth.
@@ -118,12 +116,15 @@ pub fn lengths(bytes: &[u8]) -> Option<[u8; 256]> {
         if entropy > 7.8 {
             return None;
         }
-        // The upper half of the values are those with the sign bit: two ranges of exponents.
+        // The upper half of the values are those with the sign bit: two ranges of exponents. What is
+        // rarer lies below them, further the more values there are to a power of two.
+        let values = counts.iter().filter(|c| **c > 0).count();
+        let below = if values > 64 { 12 } else { 5 };
         for half in counts.chunks_exact_mut(128) {
             let first = half.iter().position(|c| *c > 0);
             let last = half.iter().rposition(|c| *c > 0);
             if let (Some(first), Some(last)) = (first, last) {
-                for count in &mut half[first.saturating_sub(BEYOND)..(last + BEYOND / 4 + 1).min(128)] {
+                for count in &mut half[first.saturating_sub(below)..(last + 3).min(128)] {
                     *count = (*count).max(1);
                 }
             }

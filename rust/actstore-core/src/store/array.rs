@@ -16,9 +16,10 @@ use crate::format::blosc::Decoded;
 use crate::format::codec::{self, Scratch};
 use crate::format::record::ArrayRecord;
 use crate::format::zarr::ArrayMeta;
-use crate::kernels::{self, kernels, scalar};
+use crate::kernels;
 use crate::process::{Task, pool};
 use crate::selection::Rows;
+use crate::store::chunk::{emit, straighten};
 use crate::store::reader::Shared;
 use crate::store::shard_file::{Expected, OpenShard};
 use crate::store::{Verify, view};
@@ -394,8 +395,7 @@ impl Read<'_> {
                 let decoded = if raw {
                     Decoded::Elements(bytes)
                 } else {
-                    let verify = part.store.verify != Verify::Never;
-                    let decoded = meta.chain.decode(bytes, meta.chunk_bytes(), size, verify, scratch);
+                    let decoded = meta.chain.decode(bytes, meta.chunk_bytes(), size, scratch);
                     decoded.map_err(|error| part.explain(error).at(place()))?
                 };
                 let decoded = straighten(decoded, meta, elements);
@@ -445,68 +445,6 @@ impl Target<'_> {
             }
         }
     }
-}
-
-/// Elements `first..first + n` of a chunk, converted.
-fn emit(decoded: &Decoded<'_>, first: usize, n: usize, from: Dtype, out: &mut [u8], to: Dtype) {
-    let k = kernels();
-    match decoded {
-        Decoded::Elements(bytes) => {
-            kernels::convert(&bytes[first * from.size()..(first + n) * from.size()], from, out, to);
-        }
-        Decoded::Planes(planes) => {
-            let plane = |i: usize| &planes[i][first..first + n];
-            match (from, to) {
-                (Dtype::BFloat16, Dtype::Float32) => (k.join_bf16_f32)(plane(0), plane(1), out),
-                (Dtype::Float16, Dtype::Float32) => (k.join_f16_f32)(plane(0), plane(1), out),
-                _ if from == to => match from.size() {
-                    2 => (k.join2)(plane(0), plane(1), out),
-                    4 => (k.join4)([plane(0), plane(1), plane(2), plane(3)], out),
-                    size => scalar::join(&(0..size).map(plane).collect::<Vec<_>>(), out),
-                },
-                _ => {
-                    let mut elements = vec![0; n * from.size()];
-                    emit(decoded, first, n, from, &mut elements, from);
-                    kernels::convert(&elements, from, out, to);
-                }
-            }
-        }
-    }
-}
-
-/// A chunk in C order and little-endian, which ours are as they come.
-fn straighten<'a>(decoded: Decoded<'a>, meta: &ArrayMeta, elements: &'a mut Vec<u8>) -> Decoded<'a> {
-    let size = meta.dtype.size();
-    if meta.chain.order.is_none() && !(meta.chain.big_endian && size > 1) {
-        return decoded;
-    }
-    let n = meta.chunk.iter().product();
-    let mut stored = vec![0; n * size];
-    emit(&decoded, 0, n, meta.dtype, &mut stored, meta.dtype);
-    if meta.chain.big_endian {
-        stored.chunks_exact_mut(size).for_each(<[u8]>::reverse);
-    }
-    let Some(order) = &meta.chain.order else {
-        *elements = stored;
-        return Decoded::Elements(elements);
-    };
-    // Stored axis i is axis `order[i]`; strides of the stored layout, by axis.
-    let mut strides = [0usize; 3];
-    let mut step = 1;
-    for axis in order.iter().rev() {
-        strides[*axis] = step;
-        step *= meta.chunk[*axis];
-    }
-    elements.clear();
-    for i in 0..meta.chunk[0] {
-        for j in 0..meta.chunk[1] {
-            for k in 0..meta.chunk[2] {
-                let at = (i * strides[0] + j * strides[1] + k * strides[2]) * size;
-                elements.extend_from_slice(&stored[at..at + size]);
-            }
-        }
-    }
-    Decoded::Elements(elements)
 }
 
 impl PartArray {

@@ -20,7 +20,8 @@ use crate::format::record::{ArrayRecord, Chunk, Tail};
 use crate::format::shard;
 use crate::format::zarr::{self, ArrayMeta};
 use crate::process::Task;
-use crate::store::{files, pipeline};
+use crate::store::files;
+use crate::store::pipeline::{self, Buffers};
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -174,7 +175,7 @@ impl ArrayWriter {
 
     /// Encodes and writes the full chunks that `rows` complete; nothing of the array changes yet. Until
     /// there are enough of them to keep all threads busy, they wait, unless `all` are wanted.
-    pub fn stage(&self, rows: &[u8], all: bool, pool: &ThreadPool, task: &Task) -> Result<Staged> {
+    pub fn stage(&self, rows: &[u8], all: bool, pool: &ThreadPool, buffers: &Buffers, task: &Task) -> Result<Staged> {
         let meta = &self.meta;
         let row = meta.row_bytes();
         let chunk_rows = meta.chunk[0];
@@ -199,7 +200,7 @@ impl ArrayWriter {
                 self.encode(group * chunk_rows, chunk_rows, layer, rows, out)
             };
             let mut consume = |_: usize, bytes: &[u8]| self.put(&mut staged, bytes);
-            let done = pipeline::ordered(pool, groups * layers, produce, &mut consume);
+            let done = pipeline::ordered(pool, buffers, groups * layers, produce, &mut consume);
             if let Err(error) = done {
                 self.give_back_room();
                 return Err(error);
@@ -252,6 +253,8 @@ impl ArrayWriter {
             size: meta.dtype.size(),
             float: meta.dtype.is_float(),
         };
+        // Room for what coding can take at most, so that the buffer does not grow by copying.
+        out.reserve(meta.chunk_bytes() * 21 / 16 + 4096);
         if meta.chain.is_raw() {
             block.write_raw(out);
         } else {

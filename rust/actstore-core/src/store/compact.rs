@@ -168,6 +168,7 @@ fn swap(writer: &mut Writer, rewritten: &[Rewritten]) -> Result<()> {
 /// The shards of an interrupted compaction are either old or new; what is found on disk is what counts.
 pub(crate) fn settle(reader: &Reader, record: &mut crate::format::record::Record) -> Result<bool> {
     let mut changed = false;
+    let mut folders = Vec::new();
     for name in reader.arrays() {
         let part = reader.part(&name)?;
         let Some(array) = record.arrays.get_mut(&name) else { continue };
@@ -176,6 +177,7 @@ pub(crate) fn settle(reader: &Reader, record: &mut crate::format::record::Record
             let file = File::open(&path).map_err(|error| Error::io("open", &path, &error))?;
             let length = file.metadata().map_err(|error| Error::io("read", &path, &error))?.len();
             let (_, _, seal) = read_seal(&file, &part.meta, length)?;
+            folders.extend(path.parent().map(Path::to_path_buf));
             sums.retain(|sum| *sum == (length, seal));
             if sums.is_empty() {
                 return Err(Error::checksum(format!(
@@ -192,6 +194,7 @@ pub(crate) fn settle(reader: &Reader, record: &mut crate::format::record::Record
             let open = OpenShard::open(&path, &part.meta, &part.expected(array.shards.len())?, false)?;
             let open =
                 open.ok_or_else(|| Error::new(crate::Kind::MissingShard, format!("{} is missing", path.display())))?;
+            folders.extend(path.parent().map(Path::to_path_buf));
             let new = tail.compacted.take().filter(|new| new.length == open.length && same(&new.chunks, &open.spans));
             if let Some(new) = new {
                 let end = new.chunks.iter().map(|c| c.0 + c.1).max().unwrap_or(0);
@@ -200,6 +203,8 @@ pub(crate) fn settle(reader: &Reader, record: &mut crate::format::record::Record
             changed = true;
         }
     }
+    // What is found must not be lost again once a record speaks of it alone.
+    folders.iter().try_for_each(|folder| files::sync_folder(folder))?;
     Ok(changed)
 }
 

@@ -1,7 +1,7 @@
 //! Small files: read whole, replaced whole, durable when that is asked.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,18 +18,31 @@ const MAX_METADATA: u64 = 1 << 30;
 
 /// Reads a file, None where there is none.
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    let Some(file) = open(path)? else { return Ok(None) };
+    let said = file.metadata().map_err(|error| Error::io("read", path, &error))?.len();
+    let mut bytes = Vec::new();
+    if said <= MAX_METADATA {
+        file.take(MAX_METADATA + 1).read_to_end(&mut bytes).map_err(|error| Error::io("read", path, &error))?;
+    }
+    if said.max(bytes.len() as u64) > MAX_METADATA {
+        return Err(Error::metadata(format!("{} has more than {MAX_METADATA} bytes", path.display())));
+    }
+    Ok(Some(bytes))
+}
+
+/// Opens a file to read, None where there is none. Pipes and devices, which could block for ever, are
+/// refused.
+pub fn open(path: &Path) -> Result<Option<File>> {
     match fs::metadata(path) {
-        Ok(found) if found.len() > MAX_METADATA => {
-            return Err(Error::metadata(format!("{} has {} bytes", path.display(), found.len())));
-        }
+        Ok(found) if !found.is_file() => return Err(Error::metadata(format!("{} is no file", path.display()))),
         Ok(_) => {}
         Err(error) if is_absent(&error) => return Ok(None),
         Err(error) => return Err(Error::io("read", path, &error)),
     }
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
         Err(error) if is_absent(&error) => Ok(None),
-        Err(error) => Err(Error::io("read", path, &error)),
+        Err(error) => Err(Error::io("open", path, &error)),
     }
 }
 

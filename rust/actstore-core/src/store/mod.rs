@@ -2,6 +2,7 @@
 
 pub mod array;
 mod array_writer;
+mod chunk;
 mod compact;
 mod files;
 pub mod lock;
@@ -19,14 +20,14 @@ pub use reader::{Reader, Usage};
 pub use verify::{Damage, Report};
 pub use writer::Writer;
 
-/// When checksums of mapped chunks are computed.
+/// When checksums of mapped (raw) chunks are computed; those of compressed ones are at every read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verify {
     /// When a chunk is first touched.
     First,
     /// At every read.
     Always,
-    /// Never; compressed chunks neither.
+    /// Never.
     Never,
 }
 

@@ -14,12 +14,24 @@ const WAITING: usize = 8;
 
 struct State<'a> {
     ready: BTreeMap<usize, Vec<u8>>,
-    /// Buffers to be filled again: fresh ones would be paged in anew each time.
-    spare: Vec<Vec<u8>>,
     next: usize,
     /// None while a thread writes.
     consume: Option<&'a mut Consume<'a>>,
     failed: Option<Error>,
+}
+
+/// Buffers to be filled again and again: fresh ones would be paged in anew each time.
+#[derive(Debug, Default)]
+pub struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    fn take(&self) -> Vec<u8> {
+        self.0.lock().expect("no panic while held").pop().unwrap_or_default()
+    }
+
+    fn give(&self, buffer: Vec<u8>) {
+        self.0.lock().expect("no panic while held").push(buffer);
+    }
 }
 
 type Consume<'a> = dyn FnMut(usize, &[u8]) -> Result<()> + Send + 'a;
@@ -28,12 +40,12 @@ type Consume<'a> = dyn FnMut(usize, &[u8]) -> Result<()> + Send + 'a;
 /// results in order. The first error ends it.
 pub fn ordered<'a>(
     pool: &ThreadPool,
+    buffers: &Buffers,
     n: usize,
     produce: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync,
     consume: &'a mut Consume<'a>,
 ) -> Result<()> {
-    let state =
-        Mutex::new(State { ready: BTreeMap::new(), spare: Vec::new(), next: 0, consume: Some(consume), failed: None });
+    let state = Mutex::new(State { ready: BTreeMap::new(), next: 0, consume: Some(consume), failed: None });
     let moved = Condvar::new();
     let dealt = AtomicUsize::new(0);
     let limit = WAITING * pool.current_num_threads();
@@ -44,7 +56,7 @@ pub fn ordered<'a>(
             if i >= n {
                 return;
             }
-            let mut buffer = {
+            {
                 let mut state = lock();
                 while state.failed.is_none() && i >= state.next + limit {
                     state = moved.wait(state).expect("no panic while held");
@@ -52,8 +64,8 @@ pub fn ordered<'a>(
                 if state.failed.is_some() {
                     return;
                 }
-                state.spare.pop().unwrap_or_default()
-            };
+            }
+            let mut buffer = buffers.take();
             buffer.clear();
             let produced = produce(i, &mut buffer);
             let mut state = lock();
@@ -71,9 +83,9 @@ pub fn ordered<'a>(
                 };
                 drop(state);
                 let consumed = consume(next, &buffer);
+                buffers.give(buffer);
                 state = lock();
                 state.consume = Some(consume);
-                state.spare.push(buffer);
                 state.next += 1;
                 if let Err(error) = consumed {
                     state.failed.get_or_insert(error);
@@ -99,6 +111,7 @@ mod tests {
 
     #[test]
     fn results_come_in_order_and_errors_end_it() {
+        let buffers = Buffers::default();
         let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
         for n in [0, 1, 7, 500] {
             let mut seen = Vec::new();
@@ -106,7 +119,7 @@ mod tests {
                 out.extend_from_slice(&(i as u64).to_le_bytes());
                 Ok(())
             };
-            ordered(&pool, n, produce, &mut |i, bytes| {
+            ordered(&pool, &buffers, n, produce, &mut |i, bytes| {
                 assert_eq!(bytes, (i as u64).to_le_bytes());
                 seen.push(i);
                 Ok(())
@@ -117,13 +130,13 @@ mod tests {
         let stop = |i: usize| if i == 100 { Err(Error::invalid("stop")) } else { Ok(()) };
         let mut count = 0;
         assert!(
-            ordered(&pool, 1000, |i, _| stop(i), &mut |_, _| {
+            ordered(&pool, &buffers, 1000, |i, _| stop(i), &mut |_, _| {
                 count += 1;
                 Ok(())
             })
             .is_err()
         );
         assert!(count <= 100);
-        assert!(ordered(&pool, 1000, |_, _| Ok(()), &mut |i, _| stop(i)).is_err());
+        assert!(ordered(&pool, &buffers, 1000, |_, _| Ok(()), &mut |i, _| stop(i)).is_err());
     }
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::format::shard::{self, Span};
+use crate::format::zarr::ArrayMeta;
 use crate::process::PerProcess;
 use crate::store::Verify;
 use crate::store::array::{Array, PartArray};
@@ -111,6 +112,9 @@ impl Reader {
     }
 
     pub(crate) fn part(&self, name: &str) -> Result<PartArray> {
+        if let Some(error) = self.view.refused.get(name) {
+            return Err(error.clone());
+        }
         let Some((number, (name, meta))) = self.view.arrays.iter().enumerate().find(|(_, (n, _))| *n == name) else {
             let there: Vec<&str> = self.view.arrays.keys().map(String::as_str).collect();
             return Err(Error::not_found(format!(
@@ -135,7 +139,7 @@ impl Reader {
             logical_bytes: (meta.shape[0] * meta.row_bytes()) as u64,
             ..Usage::default()
         };
-        for index in grid(meta.grid()) {
+        for index in grid(meta)? {
             let Some(open) = part.shard(index)? else { continue };
             // Raw chunks are padded to their alignment; that is no hole.
             let align = if part.maps() { ALIGN } else { 1 };
@@ -167,7 +171,12 @@ impl Reader {
     }
 }
 
-/// All places of a grid.
-pub(crate) fn grid(extents: [usize; 3]) -> impl Iterator<Item = [usize; 3]> {
-    (0..extents[0]).flat_map(move |i| (0..extents[1]).flat_map(move |j| (0..extents[2]).map(move |k| [i, j, k])))
+/// The places of all shards. What a record lists is there; foreign metadata may claim any number.
+pub(crate) fn grid(meta: &ArrayMeta) -> Result<impl Iterator<Item = [usize; 3]> + use<>> {
+    const MOST: usize = 1 << 24;
+    let extents = meta.grid();
+    if extents.iter().try_fold(1usize, |n, e| n.checked_mul(*e)).is_none_or(|n| n > MOST) {
+        return Err(Error::metadata(format!("{extents:?} shards or chunks: more than {MOST} are not looked through")));
+    }
+    Ok((0..extents[0]).flat_map(move |i| (0..extents[1]).flat_map(move |j| (0..extents[2]).map(move |k| [i, j, k]))))
 }

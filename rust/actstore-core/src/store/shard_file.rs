@@ -52,15 +52,8 @@ enum Bytes {
 impl OpenShard {
     /// Opens a shard; None when it is not there. `map` keeps it mapped rather than read by pread.
     pub fn open(path: &Path, meta: &ArrayMeta, expected: &Expected<'_>, map: bool) -> Result<Option<Self>> {
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(error) if files::is_absent(&error) => return Ok(None),
-            Err(error) => return Err(Error::io("open", path, &error)),
-        };
+        let Some(file) = files::open(path)? else { return Ok(None) };
         let found = file.metadata().map_err(|error| Error::io("read", path, &error))?;
-        if !found.is_file() {
-            return Err(Error::metadata(format!("{} is no file", path.display())));
-        }
         let length = found.len();
         let chunks = meta.chunks_per_shard();
 

@@ -49,7 +49,7 @@ impl Reader {
         let mut shards = Vec::new();
         let mut total = 0;
         for part in &parts {
-            for index in grid(part.meta.grid()) {
+            for index in grid(&part.meta)? {
                 total +=
                     std::fs::metadata(self.path().join(&part.name).join(part.meta.key(index))).map_or(0, |m| m.len());
                 shards.push((part, index));
@@ -129,7 +129,7 @@ fn verify_shard(part: &PartArray, index: [usize; 3], task: &Task, report: &Mutex
             if sealed {
                 codec::check(chunk).map(|_| ())
             } else {
-                meta.chain.decode(chunk, meta.chunk_bytes(), meta.dtype.size(), true, &mut scratch).map(|_| ())
+                meta.chain.decode(chunk, meta.chunk_bytes(), meta.dtype.size(), &mut scratch).map(|_| ())
             }
         });
         if let Err(error) = checked {

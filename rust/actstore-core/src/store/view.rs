@@ -19,6 +19,8 @@ pub struct View {
     pub root: Value,
     /// Its arrays, with the shapes of the record.
     pub arrays: BTreeMap<String, ArrayMeta>,
+    /// Arrays of a foreign group that are not read, and why.
+    pub refused: BTreeMap<String, Error>,
 }
 
 /// The numbers of the records there are, in order.
@@ -66,35 +68,32 @@ impl View {
     pub fn open(store: &Path) -> Result<Self> {
         let mut last = None;
         loop {
-            let Some(root) = files::read_json(&store.join("zarr.json"))? else {
-                let hint =
-                    if store.join(COMMITS).is_dir() { " (its creation was interrupted: create it again)" } else { "" };
-                return Err(Error::not_found(format!("no store at {}{hint}", store.display())));
-            };
-            let record = newest_record(store)?;
-            let Some(record) = record else {
-                if root.pointer("/attributes/actstore/commits").is_some_and(|c| !c.is_null()) {
-                    return Err(
-                        Error::metadata("the store's commit records are missing".to_string()).at(store.display())
-                    );
-                }
-                return Self::foreign(store, root);
-            };
-            let number = record.number;
-            match Self::with_record(store, root, record) {
-                Ok(view) => return Ok(view),
+            let newest = record_numbers(store)?.pop();
+            match Self::attempt(store) {
                 // Metadata of another commit than the record's: of a newer one, or damaged.
-                Err(error) if last == Some(number) => return Err(error.at(store.display())),
-                Err(_) => last = Some(number),
-            }
-            if record_numbers(store)?.last() != Some(&number) {
-                last = None;
+                Err(error) if error.kind != Kind::NotFound && newest.is_some() && last != newest => last = newest,
+                done => return done.map_err(|error| if newest.is_some() { error.at(store.display()) } else { error }),
             }
         }
     }
 
-    fn with_record(store: &Path, root: Value, record: Record) -> Result<Self> {
-        let found = zarr::checksum(&root);
+    fn attempt(store: &Path) -> Result<Self> {
+        let Some(root) = files::read_json(&store.join("zarr.json"))? else {
+            let hint =
+                if store.join(COMMITS).is_dir() { " (its creation was interrupted: create it again)" } else { "" };
+            return Err(Error::not_found(format!("no store at {}{hint}", store.display())));
+        };
+        match newest_record(store)? {
+            Some(record) => Self::with_record(store, &root, record),
+            None if root.pointer("/attributes/actstore/commits").is_some_and(|c| !c.is_null()) => {
+                Err(Error::metadata("the store's commit records are missing").at(store.display()))
+            }
+            None => Self::foreign(store, root),
+        }
+    }
+
+    fn with_record(store: &Path, root: &Value, record: Record) -> Result<Self> {
+        let found = zarr::checksum(root);
         if found != record.root.metadata && found != record.root.previous {
             return Err(Error::checksum("the root's zarr.json is not the one that was committed"));
         }
@@ -122,52 +121,54 @@ impl View {
             check_extent(name, &meta, array)?;
             arrays.insert(name.clone(), meta);
         }
-        Ok(View { record: Some(record), root, arrays })
+        Ok(View { record: Some(record), root: root.clone(), arrays, refused: BTreeMap::new() })
     }
 
     /// A Zarr group that nobody committed to: its arrays of one and of three axes, as they stand.
     fn foreign(store: &Path, root: Value) -> Result<Self> {
-        if root.get("node_type").and_then(Value::as_str) != Some("group") {
+        let is_group = root.get("node_type").and_then(Value::as_str) == Some("group");
+        if !is_group || root.get("zarr_format").and_then(Value::as_u64) != Some(3) {
             return Err(Error::unsupported(format!("{} is not a Zarr v3 group", store.display())));
         }
-        let mut arrays = BTreeMap::new();
-        let mut refused = Vec::new();
+        let mut view = View { record: None, root, arrays: BTreeMap::new(), refused: BTreeMap::new() };
         for name in files::list(store)? {
-            Self::foreign_node(store, &name, 0, &mut arrays, &mut refused)?;
+            view.foreign_node(store, &name, 0)?;
         }
-        if arrays.is_empty()
-            && let Some(error) = refused.pop()
-        {
-            return Err(error);
+        match view.refused.pop_first() {
+            Some((_, error)) if view.arrays.is_empty() => Err(error),
+            Some((name, error)) => {
+                view.refused.insert(name, error);
+                Ok(view)
+            }
+            None => Ok(view),
         }
-        Ok(View { record: None, root, arrays })
     }
 
-    fn foreign_node(
-        store: &Path,
-        name: &str,
-        depth: usize,
-        arrays: &mut BTreeMap<String, ArrayMeta>,
-        refused: &mut Vec<Error>,
-    ) -> Result<()> {
-        if !zarr::valid_path(name) || depth > 3 {
+    fn foreign_node(&mut self, store: &Path, name: &str, depth: usize) -> Result<()> {
+        const DEEPEST: usize = 3;
+        let folder = store.join(name);
+        // A link may lead to a folder above, and so for ever.
+        let is_link = depth > 0 && folder.symlink_metadata().is_ok_and(|found| found.is_symlink());
+        if !zarr::valid_path(name) || depth > DEEPEST || is_link {
             return Ok(());
         }
-        let Some(node) = files::read_json(&store.join(name).join("zarr.json"))? else {
+        let Some(node) = files::read_json(&folder.join("zarr.json"))? else {
             return Ok(());
         };
         if node.get("node_type").and_then(Value::as_str) == Some("group") {
-            for child in files::list(&store.join(name))? {
-                Self::foreign_node(store, &format!("{name}/{child}"), depth + 1, arrays, refused)?;
+            for child in files::list(&folder)? {
+                self.foreign_node(store, &format!("{name}/{child}"), depth + 1)?;
             }
             return Ok(());
         }
         match ArrayMeta::parse(&node) {
             Ok(meta) => {
-                arrays.insert(name.to_string(), meta);
+                self.arrays.insert(name.to_string(), meta);
             }
             // What is merely not ours to read is left alone; what contradicts itself is not.
-            Err(error) if error.kind == Kind::Unsupported => refused.push(error.at(format!("array '{name}'"))),
+            Err(error) if error.kind == Kind::Unsupported => {
+                self.refused.insert(name.to_string(), error.at(format!("array '{name}' of {}", store.display())));
+            }
             Err(error) => return Err(error.at(format!("array '{name}' of {}", store.display()))),
         }
         Ok(())

@@ -17,6 +17,7 @@ use crate::selection::Rows;
 use crate::store::array_writer::ArrayWriter;
 use crate::store::files::{self, COMMITS, TEMPORARY};
 use crate::store::lock::Lock;
+use crate::store::pipeline::Buffers;
 use crate::store::reader::Reader;
 use crate::store::view::{self, View};
 use crate::store::{Verify, compact};
@@ -29,6 +30,7 @@ pub struct Writer {
     path: PathBuf,
     lock: Lock,
     pool: Arc<ThreadPool>,
+    buffers: Buffers,
     /// The root group's attributes.
     attributes: Value,
     /// All groups but the root, and their metadata.
@@ -42,6 +44,9 @@ pub struct Writer {
     checkpoint_bytes: u64,
     since_bytes: u64,
     dirty: bool,
+    /// Records below this number are not needed: there is a checkpoint, and another one after it for
+    /// readers that were just about to read.
+    obsolete: u64,
     /// Whether the last record's link may not be durable.
     unsynced: bool,
     /// Folders in which `zarr.json` was replaced after the last record: to be durable before the next,
@@ -65,9 +70,31 @@ impl Writer {
         for spec in arrays {
             spec.metadata().map_err(|error| error.at(format!("array '{}'", spec.name)))?;
         }
-        Self::make_room(path, overwrite)?;
+        let aside = Self::make_room(path, overwrite)?;
+        let made = Self::create_new(path, attributes, arrays, state, pool);
+        if let Some(aside) = aside {
+            // The old store goes once the new one is there, and comes back if it could not be made.
+            if made.is_ok() {
+                fs::remove_dir_all(&aside).map_err(|error| Error::io("remove", &aside, &error))?;
+            } else {
+                let _ = fs::remove_dir_all(path);
+                fs::rename(&aside, path).map_err(|error| Error::io("restore", path, &error))?;
+            }
+        }
+        made
+    }
+
+    fn create_new(
+        path: &Path,
+        attributes: Value,
+        arrays: &[ArraySpec],
+        state: Value,
+        pool: Arc<ThreadPool>,
+    ) -> Result<Self> {
         let commits = path.join(COMMITS);
-        files::create_folders(Path::new(""), &commits)?;
+        for folder in files::create_folders(Path::new(""), &commits)? {
+            files::sync_folder(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder })?;
+        }
         let lock = Lock::take(path)?;
         if path.join("zarr.json").exists() {
             return Err(exists(path));
@@ -89,6 +116,7 @@ impl Writer {
             path: path.to_path_buf(),
             lock,
             pool,
+            buffers: Buffers::default(),
             attributes,
             groups: BTreeMap::from([(COMMITS.to_string(), group)]),
             arrays: BTreeMap::new(),
@@ -97,14 +125,13 @@ impl Writer {
             checkpoint_bytes: 0,
             since_bytes: 0,
             dirty: true,
+            obsolete: 0,
             unsynced: false,
             lagging: Vec::new(),
         };
         writer.add_arrays(arrays)?;
         writer.publish(state, 0)?;
-        for folder in path.canonicalize().ok().as_deref().and_then(Path::parent).into_iter().chain([path]) {
-            files::sync_folder(folder)?;
-        }
+        files::sync_folder(path)?;
         Ok(writer)
     }
 
@@ -124,6 +151,8 @@ impl Writer {
             )));
         }
         let lock = Lock::take(path)?;
+        // The newest record may not be durable if its writer was killed: nothing may build on it before.
+        files::sync_folder(&path.join(COMMITS))?;
         let reader = Reader::open(path, Verify::Always)?;
         let mut record = reader.view().record.clone().ok_or_else(|| Error::metadata("no commit record"))?;
         let settled = compact::settle(&reader, &mut record)?;
@@ -156,6 +185,7 @@ impl Writer {
             path: path.to_path_buf(),
             lock,
             pool,
+            buffers: Buffers::default(),
             attributes: reader.attributes(),
             groups,
             arrays,
@@ -164,6 +194,7 @@ impl Writer {
             since_bytes: (record.checkpoint + 1..=record.number).map(size).sum(),
             record,
             dirty: false,
+            obsolete: 0,
             unsynced: false,
             // The writer before this one may have left its last shapes undurable.
             lagging: reader.arrays().iter().map(|name| path.join(name)).chain([path.to_path_buf()]).collect(),
@@ -252,7 +283,7 @@ impl Writer {
         }
         let mut staged = Vec::new();
         for (name, bytes) in rows {
-            match self.arrays[*name].stage(bytes, false, &self.pool, task) {
+            match self.arrays[*name].stage(bytes, false, &self.pool, &self.buffers, task) {
                 Ok(one) => staged.push((*name, one)),
                 Err(error) => {
                     drop(staged);
@@ -311,7 +342,7 @@ impl Writer {
             return Ok(self.record.number);
         }
         for array in self.arrays.values_mut() {
-            let staged = array.stage(&[], true, &self.pool, task)?;
+            let staged = array.stage(&[], true, &self.pool, &self.buffers, task)?;
             array.apply(staged);
         }
         self.publish(state, self.record.number + 1)?;
@@ -350,6 +381,7 @@ impl Writer {
         link_record(&self.path, number, &text)?;
         if checkpoint {
             (self.checkpoint_bytes, self.since_bytes) = (text.len() as u64, 0);
+            self.obsolete = self.record.checkpoint;
             self.record = record;
         } else {
             self.since_bytes += text.len() as u64;
@@ -369,6 +401,7 @@ impl Writer {
             self.roll_shapes()?;
             self.write_root()?;
             self.unsynced = false;
+            drop_records(&self.path, self.obsolete);
         }
         Ok(())
     }
@@ -406,7 +439,8 @@ impl Writer {
     fn root(&self) -> Value {
         let arrays = self.arrays.iter().map(|(name, array)| (name.clone(), array.node().clone()));
         let groups = self.groups.iter().map(|(name, node)| (name.clone(), node.clone()));
-        let members: serde_json::Map<String, Value> = arrays.chain(groups).collect();
+        // Sorted: zarr-python gathers siblings from keys that follow one another.
+        let members: BTreeMap<String, Value> = groups.chain(arrays).collect();
         let mut root = zarr::group(&self.attributes);
         root["consolidated_metadata"] = json!({"kind": "inline", "must_understand": false, "metadata": members});
         root
@@ -417,7 +451,7 @@ impl Writer {
         files::replace(&self.path, &self.path.join("zarr.json"), self.root().to_string().as_bytes())
     }
 
-    fn make_room(path: &Path, overwrite: bool) -> Result<()> {
+    fn make_room(path: &Path, overwrite: bool) -> Result<Option<PathBuf>> {
         if path.join("zarr.json").exists() {
             if !overwrite {
                 return Err(exists(path));
@@ -438,7 +472,7 @@ impl Writer {
             ));
             fs::rename(path, &aside).map_err(|error| Error::io("move aside", path, &error))?;
             drop(lock);
-            return fs::remove_dir_all(&aside).map_err(|error| Error::io("remove", &aside, &error));
+            return Ok(Some(aside));
         }
         if path.is_file() {
             return Err(Error::new(Kind::Exists, format!("{} is a file", path.display())));
@@ -451,7 +485,7 @@ impl Writer {
                 format!("{} is a folder with other things in it: choose a new one", path.display()),
             ));
         }
-        Ok(())
+        Ok(None)
     }
 
     /// What a creation that was killed left: nobody has seen it, there is no root.
@@ -488,6 +522,7 @@ impl Writer {
         link_record(&self.path, number, &text)?;
         files::sync_folder(&self.path.join(COMMITS))?;
         (self.checkpoint_bytes, self.since_bytes) = (text.len() as u64, 0);
+        drop_records(&self.path, self.record.checkpoint);
         self.record = record;
         Ok(())
     }
@@ -515,8 +550,15 @@ fn link_record(store: &Path, number: u64, text: &str) -> Result<()> {
     linked.map_err(|error| Error::io("publish", &path, &error))
 }
 
-/// What a killed writer put in place but never committed: shards past the record, and folders of
-/// arrays and groups that the record does not know.
+/// Removes records that nothing builds on any more. One that stays is no harm.
+fn drop_records(store: &Path, below: u64) {
+    for number in view::record_numbers(store).unwrap_or_default().into_iter().filter(|n| *n < below) {
+        let _ = fs::remove_file(store.join(COMMITS).join(view::record_name(number)));
+    }
+}
+
+/// What a killed writer put in place but never committed: shards past the record, and columns that the
+/// record does not know. Nodes that somebody else put beside the store's own are left alone.
 pub(crate) fn orphans(store: &Path, record: &Record) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![String::new()];
@@ -530,7 +572,7 @@ pub(crate) fn orphans(store: &Path, record: &Record) -> Result<Vec<PathBuf>> {
                 let shards = store.join(&path).join("c");
                 let past = |entry: &String| entry.parse::<u64>().is_ok_and(|number| number >= known);
                 found.extend(files::list(&shards)?.into_iter().filter(past).map(|entry| shards.join(entry)));
-            } else if store.join(&path).join("zarr.json").is_file() {
+            } else if path.contains('/') && store.join(&path).join("zarr.json").is_file() {
                 found.push(store.join(&path));
             }
         }
