@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -233,6 +234,19 @@ def small_columns(chunk_rows: int = 64, shard_rows: int = 192) -> Iterator[None]
         for module in ("actstore.create", "actstore.writer"):
             stack.enter_context(mock.patch.object(sys.modules[module], "column_array", small))
         yield
+
+
+def twin(base: Path, path: Path) -> Path:
+    """A copy of a store, in place of what is there. Its files are links: nobody may change one in place."""
+    shutil.rmtree(path, ignore_errors=True)
+    return Path(shutil.copytree(base, path, copy_function=os.link))
+
+
+def put(file: Path, data: bytes | bytearray | str) -> None:
+    """Other content for a file; a new one, for what is mapped or linked elsewhere must not change."""
+    staged = file.with_name(file.name + ".new")
+    staged.write_bytes(data.encode() if isinstance(data, str) else data)
+    staged.replace(file)
 
 
 def records(path: str | os.PathLike[str]) -> list[Path]:

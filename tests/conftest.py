@@ -11,13 +11,21 @@ import pytest
 from interposed import compile_interposer
 
 
-@pytest.fixture
-def memory_path(tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(scope="session")
+def memory_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in memory where there is one: a kill leaves the same there, and syncing costs nothing."""
     if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
+        yield tmp_path_factory.mktemp("disk")
         return
     folder = Path(tempfile.mkdtemp(prefix="actstore-", dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def memory_path(memory_folder: Path) -> Iterator[Path]:
+    """A new folder in it, for one test."""
+    folder = Path(tempfile.mkdtemp(dir=memory_folder))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

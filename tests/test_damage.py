@@ -12,7 +12,7 @@ from typing import Any
 
 import actstore
 import pytest
-from builders import Corpus, files_on_disk, newest_record, records, shard_path
+from builders import Corpus, files_on_disk, newest_record, put, records, shard_path, twin
 from limited import Tell, in_child
 
 Content = dict[str, Any]
@@ -81,10 +81,10 @@ STORES = {
 
 
 @pytest.fixture(scope="module")
-def victims(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Victim]:
+def victims(memory_folder: Path) -> dict[str, Victim]:
     out = {}
     for name, corpus in STORES.items():
-        path = tmp_path_factory.mktemp("damage") / f"{name}.act"
+        path = memory_folder / f"victim-{name}.act"
         corpus.build(path, *(() if name == "empty" else (4, 1, 9, 2, 6, 1)))
         if name == "compacted":
             actstore.compact(path)
@@ -135,31 +135,25 @@ def flip_bits(tell: Tell, victim: Victim, per_file: int, seed: int) -> str:
             tell(f"{name}, byte {byte}, bit {bit}")
             damaged = bytearray(data)
             damaged[byte] ^= 1 << bit
-            replace(file, damaged)
+            put(file, damaged)
             problem = look(victim.path, victim.content)
             if problem:
                 problems.append(f"{name}, byte {byte} of {len(data)}, bit {bit}: {problem}")
-        replace(file, data)
+        put(file, data)
     return "\n".join(problems)
-
-
-def replace(file: Path, data: bytes | bytearray) -> None:
-    """Other content for a file; a new one, since what is mapped elsewhere must not shrink."""
-    staged = file.with_name(file.name + ".new")
-    staged.write_bytes(data)
-    staged.replace(file)
 
 
 def copy_of(victim: Victim, folder: Path) -> Victim:
     path = folder / "copy.act"
-    shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(victim.path, path)
+    twin(victim.path, path)
     return Victim(victim.corpus, path, victim.content)
 
 
 def test_a_copy_reads_the_same(victims: dict[str, Victim], memory_path: Path) -> None:
     for name in ("blosc", "raw", "compacted"):
-        copy = copy_of(victims[name], memory_path)
+        original = victims[name]
+        copy = Victim(original.corpus, memory_path / f"{name}.act", original.content)
+        shutil.copytree(original.path, copy.path)
         assert read_everything(copy.path) == copy.content
         with actstore.append(copy.path) as writer:
             copy.corpus.append(writer, 3)
@@ -200,7 +194,7 @@ def cut_and_grow(tell: Tell, victim: Victim, every: int, seed: int) -> str:
             if other is None:
                 file.unlink()
             else:
-                replace(file, other)
+                put(file, other)
             problem = look(victim.path, victim.content)
             if problem:
                 problems.append(f"{name}, {what}: {problem}")
@@ -212,7 +206,7 @@ def cut_and_grow(tell: Tell, victim: Victim, every: int, seed: int) -> str:
         if problem:
             problems.append(f"{name}, a folder: {problem}")
         file.rmdir()
-        replace(file, data)
+        put(file, data)
     return "\n".join(problems)
 
 
@@ -240,14 +234,14 @@ def exchange(tell: Tell, victim: Victim, n: int, seed: int) -> str:
         if contents[0] == contents[1]:
             continue
         tell(f"{a} and {b}")
-        replace(first, contents[1])
+        put(first, contents[1])
         if i % 3:
-            replace(second, contents[0])
+            put(second, contents[0])
         problem = look(victim.path, victim.content)
         if problem:
             problems.append(f"{a} and {b}: {problem}")
-        replace(first, contents[0])
-        replace(second, contents[1])
+        put(first, contents[0])
+        put(second, contents[1])
     return "\n".join(problems)
 
 
@@ -263,11 +257,11 @@ def test_exchanged_shards_of_one_array(memory_path: Path, codec: str) -> None:
     path = corpus.build(memory_path / "x.act", 20)
     first, second = shard_path(path, "resid", 0), shard_path(path, "resid", 1)
     contents = first.read_bytes(), second.read_bytes()
-    replace(first, contents[1])
+    put(first, contents[1])
     with pytest.raises(actstore.FormatError):
         actstore.open(path)["resid"].read()
     assert not actstore.open(path).verify().ok
-    replace(second, contents[0])
+    put(second, contents[0])
     with pytest.raises(actstore.FormatError):
         actstore.open(path)["resid"].read()
     assert not actstore.open(path).verify().ok
@@ -285,7 +279,7 @@ def test_exchanged_chunks_of_one_shard(memory_path: Path, codec: str) -> None:
     changed = bytearray(data)
     changed[a[0] : sum(a)], changed[b[0] : sum(b)] = data[b[0] : sum(b)], data[a[0] : sum(a)]
     assert changed != data
-    replace(file, changed)
+    put(file, changed)
     with pytest.raises(actstore.FormatError):
         actstore.open(path)["resid"].read()
     assert not actstore.open(path).verify().ok
@@ -304,7 +298,7 @@ def test_each_damaged_chunk_is_named(victims: dict[str, Victim], memory_path: Pa
         data = file.read_bytes()
         damaged = bytearray(data)
         damaged[offset + rng.randrange(length)] ^= 1 << rng.randrange(8)
-        replace(file, damaged)
+        put(file, damaged)
 
         place = [chunk // n_layers, chunk % n_layers, 0]
         with actstore.open(victim.path) as store:
@@ -321,7 +315,7 @@ def test_each_damaged_chunk_is_named(victims: dict[str, Victim], memory_path: Pa
                 message = str(raised.value)
                 assert f"'{array}' of {victim.path}, shard {shard}, chunk {place}" in message
                 assert raised.value.kind == "checksum"
-        replace(file, data)
+        put(file, data)
     assert len(n_arrays) > 3
 
 
@@ -367,13 +361,13 @@ def test_a_short_tail_is_named(memory_path: Path, codec: str) -> None:
     data = file.read_bytes()
 
     # Behind the chunks of the record nothing matters to us; other readers need the index.
-    replace(file, data[: array["tail"]["length"]])
+    put(file, data[: array["tail"]["length"]])
     with actstore.open(path) as store:
         corpus.check(store)
         (found,) = store.verify().damaged
         assert (found.array, found.shard, found.chunk) == ("resid", len(array["shards"]), None)
 
-    replace(file, data[: array["tail"]["length"] - 1])
+    put(file, data[: array["tail"]["length"] - 1])
     with actstore.open(path) as store, pytest.raises(actstore.FormatError) as raised:
         store["resid"].read()
     assert raised.value.kind == "truncated"
@@ -439,7 +433,7 @@ def test_reading_goes_on_beside_damage(memory_path: Path) -> None:
     data = bytearray(file.read_bytes())
     offset, length = index_of(path, "resid", bytes(data))[3]  # rows 4 to 8, the second layer
     data[offset + length // 2] ^= 1
-    replace(file, data)
+    put(file, data)
     with actstore.open(path) as store:
         expected = corpus.rows("resid", 0, 24)
         assert (store["resid"][:24, 0] == expected[:, 0]).all()
@@ -457,7 +451,7 @@ def test_environment_of_the_child() -> None:
     with pytest.raises(pytest.fail.Exception, match="died with"):
         in_child(crash)
     with pytest.raises(pytest.fail.Exception, match="hung at asleep"):
-        in_child(sleep, seconds=3)
+        in_child(sleep, seconds=2)
 
 
 def crash(tell: Tell) -> str:

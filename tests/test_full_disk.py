@@ -12,7 +12,7 @@ from pathlib import Path
 import actstore
 import numpy as np
 import pytest
-from builders import Corpus, files_of_record, files_on_disk, rows_in_metadata, rows_in_record
+from builders import Corpus, files_of_record, files_on_disk, rows_in_metadata, rows_in_record, twin
 from interposed import FAIL, KILL_AFTER, Nursery, Order
 
 ONE = Corpus()
@@ -42,7 +42,7 @@ def fail_everywhere(
         path = folder / "x.act"
         shutil.rmtree(path, ignore_errors=True)
         if base.exists():
-            shutil.copytree(base, path)
+            twin(base, path)
         return nursery.run(task, corpus, path, order).said
 
     n_calls = dict(run(Order()))["calls"]

@@ -13,7 +13,7 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
-from builders import Corpus, shard_path
+from builders import Corpus, put, shard_path, twin
 from forgery import Forgery, compact_json, crc32c
 from limited import Tell, anonymous_memory, in_child
 
@@ -332,7 +332,7 @@ def forged(name: str, corpus: Corpus = CORPUS) -> Callable[[Callable[[Forgery], 
 
     def add(change: Callable[[Forgery], object]) -> None:
         def make(path: Path) -> None:
-            shutil.copytree(base_of(corpus, path.parent), path)
+            twin(base_of(corpus, path.parent), path)
             forgery = Forgery(path)
             change(forgery)
             forgery.write()
@@ -451,7 +451,7 @@ def put_column(f: Forgery, name: str, plain: bytes) -> None:
     body = blosc(len(plain), len(plain), 16 + len(plain), flags=2, rest=plain)
     data = body + struct.pack("<I", crc32c(body))
     file = shard_path(f.path, name, 0)
-    file.write_bytes(data + file.read_bytes())
+    put(file, data + file.read_bytes())
     array["tail"] = {"length": len(data), "chunks": [[0, len(data), crc32c(body)]]}
 
 
@@ -562,8 +562,9 @@ READABLE = ("state ", "digest ", "a record of the last number", 'actstore {"acts
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    folder = tmp_path_factory.mktemp("hostile")
+def outcomes(memory_folder: Path) -> Found:
+    folder = memory_folder / "hostile"
+    folder.mkdir()
     out: Found = {}
     for which in ("foreign", "forged"):
         out |= in_child(try_all, folder, which, seconds=100, room=1 << 30)
@@ -713,7 +714,7 @@ def fuzz(tell: Tell, folder: Path, n: int, seed: int) -> list[str]:
         path = folder / f"x-{i}"
         tell(f"case {i}")
         if i % 3:
-            shutil.copytree(rng.choice(bases), path)
+            twin(rng.choice(bases), path)
             forgery = Forgery(path)
             target = rng.choice(["record", "root", "node"])
             if target == "node":
@@ -726,11 +727,11 @@ def fuzz(tell: Tell, folder: Path, n: int, seed: int) -> list[str]:
                 shutil.rmtree(path)  # Beyond what can be made to look right.
                 continue
         else:
-            shutil.copytree(plain, path)
+            twin(plain, path)
             file = path / rng.choice(["zarr.json", "x/zarr.json"])
             tree = json.loads(file.read_text())
             mutate(tree, rng)
-            file.write_text(json.dumps(tree))
+            put(file, json.dumps(tree))
         before, start = anonymous_memory(), time.monotonic()
         for found in attempt(path), look_around(path):
             if found[0] == "BaseException":

@@ -14,7 +14,7 @@ from typing import Literal
 
 import actstore
 import pytest
-from builders import Corpus, files_of_record, files_on_disk
+from builders import Corpus, files_of_record, files_on_disk, twin
 from interposed import KILL_AFTER, TEAR, Nursery, Order, Outcome, stop_file
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the interposer is Linux's")
@@ -85,7 +85,7 @@ def kill_everywhere(
         path = folder / name
         shutil.rmtree(path, ignore_errors=True)
         if base is not None:
-            shutil.copytree(base, path)
+            twin(base, path)
         return path
 
     n_calls = nurseries[0].run(task, corpus, copy("0.act"), Order()).calls
@@ -141,11 +141,10 @@ def test_kill_while_recovering_from_a_kill(nurseries: Nurseries, memory_path: Pa
     base = base_for(first, ONE, memory_path)
     assert base is not None
     path = memory_path / "killed.act"
-    shutil.copytree(base, path)
+    twin(base, path)
     n_calls = nurseries[0].run(first, ONE, path, Order()).calls
     for at in range(n_calls, 0, -max(1, n_calls // 12)):
-        shutil.rmtree(path)
-        shutil.copytree(base, path)
+        twin(base, path)
         nurseries[0].run(first, ONE, path, Order(KILL_AFTER, at))
         kill_everywhere(nurseries, ONE, memory_path, "recover", KILL_AFTER, 3, path)
 
@@ -156,8 +155,7 @@ def test_columns_that_were_never_committed_are_not_in_the_way(
     base = ONE.build(memory_path / "base.act")
     path = memory_path / "x.act"
     for at in range(120, 0, -17):
-        shutil.rmtree(path, ignore_errors=True)
-        shutil.copytree(base, path)
+        twin(base, path)
         outcome = nurseries[0].run("add_columns", ONE, path, Order(KILL_AFTER, at))
         assert outcome.killed
         with actstore.append(path) as writer:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,6 +23,19 @@ from .layout import IDS, TOKENS, column_array, parse_layout
 
 _EMPTY_DIGEST = bytes(16)
 EMPTY_STATE = json.dumps({"n_examples": 0, "axes": {}, "digest": _EMPTY_DIGEST.hex()})
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a writer has been given so far, committed or not."""
+
+    n_examples: int
+    rows: dict[str, int]
+    """By axis."""
+    digest: bytes
+    """Of the ids and lengths of all examples."""
+    ends: dict[str, int]
+    """The last offset of each column of strings, where it is known already."""
 
 
 class StoreWriter:
@@ -54,9 +68,13 @@ class StoreWriter:
             self._layout = layout
             self._dirty = False
             self._seed_offsets()
-            self._n_examples = native.arrays[f"{IDS}/offset"][0][0] - 1
-            self._rows = {axis: self._last(axis) for axis in layout.axes}
-            self._digest = bytes.fromhex(json.loads(native.state).get("digest") or _EMPTY_DIGEST.hex())
+            self._taken = Taken(
+                n_examples=native.arrays[f"{IDS}/offset"][0][0] - 1,
+                rows={axis: self._last(axis) for axis in layout.axes},
+                digest=bytes.fromhex(json.loads(native.state).get("digest") or _EMPTY_DIGEST.hex()),
+                ends={},
+            )
+            self._next: tuple[Taken, NDArray[np.int64]] | None = None
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             native.close()
             raise FormatError(
@@ -66,7 +84,6 @@ class StoreWriter:
             native.close()
             raise
         self._ids = IdSet(native, f"{IDS}/bytes", f"{IDS}/offset")
-        self._ends: dict[str, int] = {}
         self._ahead: dict[str, int] = {}
         self._commit_due = False
 
@@ -97,12 +114,14 @@ class StoreWriter:
     @property
     def n_examples(self) -> int:
         """Examples so far, committed or not."""
-        return self._n_examples
+        self._adopt()
+        return self._taken.n_examples
 
     @property
     def n_tokens(self) -> int:
         """Rows so far of axis `tokens`, or of the first axis there is."""
-        return self._rows.get(TOKENS, next(iter(self._rows.values()), 0))
+        self._adopt()
+        return self._taken.rows.get(TOKENS, next(iter(self._taken.rows.values()), 0))
 
     @property
     def sites(self) -> list[str]:
@@ -148,11 +167,13 @@ class StoreWriter:
             When the disk fails, or the writer is closed (kind ``closed``).
         """
         self._check_open()
+        self._adopt()
         if self._commit_due:
             self.commit()
+        before = self._taken
         rows, n_rows = self._site_rows(acts, cast)
         by_axis, n_new = lengths_by_axis(lengths, self._layout.axes, n_rows)
-        names = example_ids(ids, n_new, self._n_examples)
+        names = example_ids(ids, n_new, before.n_examples)
         hashes = self._ids.check_new(names)
         numbers = list(token_columns(tokens, self._layout.axes, n_rows))
         more, strings = example_columns(columns, n_new)
@@ -163,26 +184,38 @@ class StoreWriter:
         ends: dict[str, int] = {}
         for path, texts in strings.items():
             blob, offset = pack_strings(texts)
-            offset += self._ends[path] if path in self._ends else self._last(path)
+            offset += before.ends[path] if path in before.ends else self._last(path)
             rows[f"{path}/bytes"], rows[f"{path}/offset"] = blob, offset
             ends[path] = int(offset[-1])
         for axis, sizes in by_axis.items():
-            rows[f"{axis}/offset"] = np.cumsum(sizes) + self._rows[axis]
+            rows[f"{axis}/offset"] = np.cumsum(sizes) + before.rows[axis]
+        after = Taken(
+            n_examples=before.n_examples + n_new,
+            rows={axis: count + int(by_axis[axis].sum()) for axis, count in before.rows.items()},
+            digest=_chain(before.digest, names, [by_axis[axis] for axis in sorted(by_axis)]),
+            ends=before.ends | ends,
+        )
+        self._next = after, hashes
         due = self._native.append(rows)
-        self._ids.add(hashes)
-        self._ends |= ends
-        self._ahead = {}
-        self._dirty = True
+        self._adopt()
         self._commit_due = due
-        self._n_examples += n_new
-        for axis, sizes in by_axis.items():
-            self._rows[axis] += int(sizes.sum())
-        self._digest = _chain(self._digest, names, [by_axis[axis] for axis in sorted(by_axis)])
         if due:
             # These rows are taken, so this call must not fail; the commit is tried again before
             # the next ones are, and by commit() and close(), which then say what is wrong.
             with contextlib.suppress(StorageError):
                 self.commit()
+
+    def _adopt(self) -> None:
+        """What the native writer has taken counts, also if Ctrl-C came before it could say so."""
+        if self._next is None:
+            return
+        after, hashes = self._next
+        if self._native.arrays[f"{IDS}/offset"][0][0] == after.n_examples + 1:
+            self._ids.add(hashes)
+            self._ahead = {}
+            self._dirty = True
+            self._taken = after
+        self._next = None
 
     def _append_ahead(self, acts: Mapping[str, Any], cast: bool = False) -> None:
         """Rows of an example too long for memory, before the append that completes it.
@@ -256,7 +289,7 @@ class StoreWriter:
                 there[name] = dtype
         there = {path: dtype for path, dtype in there.items() if path not in skip}
         given = {column.path: column.values.dtype.name for column in numbers} | dict.fromkeys(strings, "str")
-        if not (self._n_examples or there):
+        if not (self._taken.n_examples or there):
             if given:
                 self._add_columns(given)
             there = given
@@ -289,9 +322,11 @@ class StoreWriter:
             When the disk fails or is full: the last commit stands, and this may be tried again.
         """
         self._check_open()
+        self._adopt()
         if self._ahead:
             raise InvalidInputError("commit in the middle of an example")
-        state = {"n_examples": self._n_examples, "axes": self._rows, "digest": self._digest.hex()}
+        taken = self._taken
+        state = {"n_examples": taken.n_examples, "axes": taken.rows, "digest": taken.digest.hex()}
         self._native.commit(json.dumps(state), self._threads)
         self._dirty = False
         self._commit_due = False
@@ -300,6 +335,7 @@ class StoreWriter:
         """Commit and unlock. Does nothing when closed already; when the commit fails, stays open."""
         if self._closed:
             return
+        self._adopt()
         if self._dirty or self._commit_due:
             self.commit()
         self.abort()
@@ -329,7 +365,7 @@ class StoreWriter:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
-        return f"StoreWriter({self.path!r}, {self._n_examples} examples, {self.n_tokens} tokens, {state})"
+        return f"StoreWriter({self.path!r}, {self._taken.n_examples} examples, {self.n_tokens} tokens, {state})"
 
 
 def _chain(digest: bytes, names: Iterable[str], lengths: Sequence[NDArray[np.int64]]) -> bytes:
