@@ -238,8 +238,15 @@ def small_columns(chunk_rows: int = 64, shard_rows: int = 192) -> Iterator[None]
 
 def twin(base: Path, path: Path) -> Path:
     """A copy of a store, in place of what is there. Its files are links: nobody may change one in place."""
+
+    def link(source: str, target: str) -> str:
+        if source.endswith("lock"):  # Each has one of its own.
+            return shutil.copyfile(source, target)
+        os.link(source, target)
+        return target
+
     shutil.rmtree(path, ignore_errors=True)
-    return Path(shutil.copytree(base, path, copy_function=os.link))
+    return Path(shutil.copytree(base, path, copy_function=link))
 
 
 def put(file: Path, data: bytes | bytearray | str) -> None:

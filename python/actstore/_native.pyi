@@ -41,6 +41,7 @@ class Array:
         """
 
 def concat(arrays: Sequence[Array]) -> Array: ...
+
 @final
 class Reader:
     """One store directory at one commit (or a foreign Zarr group as it stands)."""
@@ -71,8 +72,9 @@ class Reader:
         threads: int = 0,
         progress: Callable[[int, int], object] | None = None,
     ) -> str:
-        """JSON: ``{"chunks", "bytes", "damaged": [{"array", "shard", "chunk", "kind", "message"}], "leftovers": [path]}``.
+        """JSON: ``{"chunks", "bytes", "damaged": [...], "leftovers": [path]}``.
 
+        Each of the damaged: ``{"array", "shard", "chunk": [row, layer, dim] | null, "kind", "message"}``.
         `progress` is called with (bytes done, bytes in all).
         """
     def close(self) -> None: ...
@@ -82,7 +84,9 @@ class Writer:
     """The one writer of a store directory. `append` is all or nothing over its arrays."""
 
     @staticmethod
-    def create(path: str, attributes: str, arrays: str, state: str, overwrite: bool, threads: int = 0) -> Writer:
+    def create(
+        path: str, attributes: str, arrays: str, state: str, overwrite: bool, threads: int = 0
+    ) -> Writer:
         """Make a store and publish its first, empty record.
 
         `attributes`: JSON object, the root group's attributes. `arrays`: JSON list of

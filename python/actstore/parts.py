@@ -59,7 +59,9 @@ def find_parts(source: object) -> list[str]:
         if os.path.exists(os.path.join(path, "zarr.json")):
             return [path]
         if os.path.isdir(os.path.join(path, "commits")):
-            raise NotFoundError(f"{path} is no store yet: its creation was interrupted", hint="create it again")
+            raise NotFoundError(
+                f"{path} is no store yet: its creation was interrupted", hint="create it again"
+            )
         return _once(_folder(path))
     if not isinstance(source, Iterable):
         raise InvalidInputError(f"expected a path or a list of paths, got {type(source).__name__}")

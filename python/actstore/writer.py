@@ -365,7 +365,9 @@ class StoreWriter:
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
-        return f"StoreWriter({self.path!r}, {self._taken.n_examples} examples, {self.n_tokens} tokens, {state})"
+        return (
+            f"StoreWriter({self.path!r}, {self._taken.n_examples} examples, {self.n_tokens} tokens, {state})"
+        )
 
 
 def _chain(digest: bytes, names: Iterable[str], lengths: Sequence[NDArray[np.int64]]) -> bytes:

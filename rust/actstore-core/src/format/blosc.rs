@@ -15,6 +15,8 @@ pub const MAX_BYTES: usize = 1 << 31;
 /// The widest element that has planes.
 pub const MAX_PLANES: usize = 8;
 
+/// How many rows ahead of the one being read are fetched.
+const AHEAD: usize = 4;
 const HEADER: usize = 16;
 const SHUFFLE: u8 = 1;
 const STORED: u8 = 2;
@@ -203,7 +205,7 @@ impl<'a, R: Fn(usize) -> &'a [u8]> Block<'a, R> {
         let size = self.size;
         let block = if bytes <= BLOCK { bytes } else { BLOCK / size * size };
         let split = size > 1 && size <= MAX_PLANES && block / size >= MIN_PLANE;
-        let matches = !self.float || self.rows < self.chunk_rows || self.repeats();
+        let matches = !self.float || self.repeats();
 
         let start = out.len();
         let flags = ZSTD << 5 | if size > 1 { SHUFFLE } else { 0 } | if split { 0 } else { UNSPLIT };
@@ -220,22 +222,20 @@ impl<'a, R: Fn(usize) -> &'a [u8]> Block<'a, R> {
             out[starts + 4 * i..starts + 4 * i + 4].copy_from_slice(&at.to_le_bytes());
             let here = i * block..((i + 1) * block).min(bytes);
             let n = here.len();
-            if blocks == 1 && split && !matches && self.write_in_place(scratch, out)? {
+            if blocks == 1 && split && !matches {
+                self.write_literals(scratch, out)?;
                 continue;
             }
-            if scratch.len() != APART + n || self.rows < self.chunk_rows {
-                scratch.clear();
-                scratch.resize(APART + n, 0);
-            }
-            let planes = &mut scratch[APART..];
+            scratch.clear();
+            scratch.resize(n, 0);
             if blocks == 1 {
-                self.split_rows(&mut planes.chunks_mut(n / size).collect::<Vec<_>>());
+                self.split_rows(&mut scratch.chunks_mut(n / size).collect::<Vec<_>>());
             } else {
-                self.split_range(here, planes);
+                self.split_range(here, scratch);
             }
             let streams = if split && n == block { size } else { 1 };
-            for plane in planes.chunks(n / streams) {
-                write_length_and_stream(plane, matches || streams != size, out)?;
+            for plane in scratch.chunks(n / streams) {
+                write_stream(out, |out| zstd_frame::write_general(plane, 1, out).map(|()| true), plane, 0)?;
             }
         }
         let total = (out.len() - start) as u32;
@@ -243,32 +243,37 @@ impl<'a, R: Fn(usize) -> &'a [u8]> Block<'a, R> {
         Ok(())
     }
 
-    /// All planes but the topmost, that of the exponents, straight to where they are stored as they are;
-    /// false, and nothing written, when one of them is worth coding.
-    fn write_in_place(&self, scratch: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<bool> {
+    /// Planes as Huffman-coded literals, or as they are.
+    fn write_literals(&self, scratch: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<()> {
         let size = self.size;
         let plane = self.rows * self.row_bytes / size;
-        if !self.looks_random() {
-            return Ok(false);
-        }
-        let start = out.len();
-        out.resize(start + (size - 1) * (4 + plane), 0);
-        scratch.resize(scratch.len().max(APART + plane), 0);
-        let top = &mut scratch[APART..APART + plane];
-        let mut parts: Vec<&mut [u8]> = Vec::with_capacity(size);
-        for part in out[start..].chunks_exact_mut(4 + plane) {
-            let (length, part) = part.split_at_mut(4);
-            length.copy_from_slice(&(plane as u32).to_le_bytes());
-            parts.push(part);
-        }
-        parts.push(&mut *top);
-        self.split_rows(&mut parts);
-        if parts[..size - 1].iter().any(|part| zstd_frame::lengths(part).is_some()) {
+        let zeros = (self.chunk_rows - self.rows) * self.row_bytes / size;
+        scratch.resize(scratch.len().max(APART + size * plane), 0);
+        let planes = &mut scratch[APART..];
+        if zeros == 0 && self.looks_random() {
+            // All but the topmost, that of the exponents, go where they are stored as they are.
+            let start = out.len();
+            out.resize(start + (size - 1) * (4 + plane), 0);
+            let mut parts: Vec<&mut [u8]> = Vec::with_capacity(size);
+            for part in out[start..].chunks_exact_mut(4 + plane) {
+                let (length, part) = part.split_at_mut(4);
+                length.copy_from_slice(&(plane as u32).to_le_bytes());
+                parts.push(part);
+            }
+            parts.push(&mut planes[..plane]);
+            self.split_rows(&mut parts);
+            if parts[..size - 1].iter().all(|part| zstd_frame::lengths(part).is_none()) {
+                let top = &planes[..plane];
+                return write_stream(out, |out| Ok(zstd_frame::write_literals(top, 0, out)), top, 0);
+            }
             out.truncate(start);
-            return Ok(false);
         }
-        write_length_and_stream(top, false, out)?;
-        Ok(true)
+        let planes = &mut planes[..size * plane];
+        self.split_rows(&mut planes.chunks_mut(plane.max(1)).collect::<Vec<_>>());
+        for plane in planes.chunks(plane.max(1)) {
+            write_stream(out, |out| Ok(zstd_frame::write_literals(plane, zeros, out)), plane, zeros)?;
+        }
+        Ok(())
     }
 
     /// Whether a few elements have nearly all values in each of their lower bytes.
@@ -288,6 +293,10 @@ impl<'a, R: Fn(usize) -> &'a [u8]> Block<'a, R> {
     fn split_rows(&self, planes: &mut [&mut [u8]]) {
         let n = self.row_bytes / self.size;
         for r in 0..self.rows {
+            // The next row of a layer lies where no hardware looks for it.
+            if r + AHEAD < self.rows {
+                (kernels().prefetch)((self.row)(r + AHEAD));
+            }
             let (row, at) = ((self.row)(r), r * n..(r + 1) * n);
             match &mut *planes {
                 [all] => all[at].copy_from_slice(row),
@@ -340,27 +349,22 @@ impl<'a, R: Fn(usize) -> &'a [u8]> Block<'a, R> {
     }
 }
 
-fn write_length_and_stream(plane: &[u8], matches: bool, out: &mut Vec<u8>) -> Result<()> {
-    let length = out.len();
+/// A stream and its length: what `code` appends, or the plane and the zeros behind it as they are when
+/// that returns false or is no shorter.
+fn write_stream(
+    out: &mut Vec<u8>,
+    code: impl FnOnce(&mut Vec<u8>) -> Result<bool>,
+    plane: &[u8],
+    zeros: usize,
+) -> Result<()> {
+    let start = out.len() + 4;
     out.extend_from_slice(&[0; 4]);
-    write_stream(plane, matches, out)?;
-    let written = (out.len() - length - 4) as u32;
-    out[length..length + 4].copy_from_slice(&written.to_le_bytes());
-    Ok(())
-}
-
-/// One plane, in the way that suits it: as it is, as Huffman-coded literals, or with matches.
-fn write_stream(plane: &[u8], matches: bool, out: &mut Vec<u8>) -> Result<()> {
-    let start = out.len();
-    if matches {
-        zstd_frame::write_general(plane, 1, out)?;
-    } else {
-        // Not worth a frame: then it is stored below.
-        let _ = zstd_frame::write_literals(plane, out);
-    }
-    if out.len() - start >= plane.len() || out.len() == start {
+    if !code(out)? || out.len() - start >= plane.len() + zeros {
         out.truncate(start);
         out.extend_from_slice(plane);
+        out.resize(out.len() + zeros, 0);
     }
+    let length = (out.len() - start) as u32;
+    out[start - 4..start].copy_from_slice(&length.to_le_bytes());
     Ok(())
 }

@@ -10,7 +10,7 @@ use zstd_safe::{CCtx, CParameter, DCtx};
 
 use crate::error::{Error, Result};
 use crate::format::huffman;
-use crate::kernels::huffman::{DecodeTable, Lane, encode2, histogram};
+use crate::kernels::huffman::{Codes, DecodeTable, Lane, encode2, histogram};
 use crate::kernels::kernels;
 
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -26,68 +26,87 @@ const SAMPLED: usize = 16;
 /// Planes shorter than this are counted whole.
 const LONG: usize = 1 << 16;
 
-/// Appends `bytes` as a frame of Huffman-coded literals with one table; false (and nothing appended)
-/// when that does not save at least a fiftieth.
+/// Appends a frame of `bytes` as Huffman-coded literals with one table, and as many zeros behind them;
+/// false (and nothing appended) when that saves less than a fiftieth.
 #[must_use]
-pub fn write_literals(bytes: &[u8], out: &mut Vec<u8>) -> bool {
+pub fn write_literals(bytes: &[u8], zeros: usize, out: &mut Vec<u8>) -> bool {
     let start = out.len();
-    if bytes.len() < 64 || bytes.len() > u32::MAX as usize {
+    let total = bytes.len() + zeros;
+    let lengths = if bytes.len() < 64 { None } else { lengths(bytes) };
+    if (lengths.is_none() && zeros * 50 < total) || total < 64 || total > u32::MAX as usize {
         return false;
     }
-    let Some(lengths) = lengths(bytes) else {
-        return false;
-    };
     let mut tree = Vec::new();
-    if !huffman::write_tree(&lengths, &mut tree) {
-        return false;
-    }
-    let codes = huffman::codes(&lengths);
+    let codes =
+        lengths.filter(|lengths| huffman::write_tree(lengths, &mut tree)).map(|lengths| huffman::codes(&lengths));
 
     out.extend_from_slice(&MAGIC);
     out.push(0xa0); // one segment, content size in four bytes
-    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-    let blocks = bytes.len().div_ceil(BLOCK);
+    out.extend_from_slice(&(total as u32).to_le_bytes());
     let mut tree_written = false;
     for (i, block) in bytes.chunks(BLOCK).enumerate() {
-        let last = u32::from(i + 1 == blocks);
-        let header = out.len();
-        out.extend_from_slice(&[0; 3 + 5]);
-        if !tree_written {
-            out.extend_from_slice(&tree);
-        }
-        let jumps = out.len();
-        out.extend_from_slice(&[0; 6]);
-        let part = block.len().div_ceil(4);
-        let mut fits = block.len() >= 64;
-        let stream = |k: usize| &block[(k * part).min(block.len())..((k + 1) * part).min(block.len())];
-        let [a, b] = encode2(&codes, [stream(0), stream(1)], out);
-        let [c, _] = encode2(&codes, [stream(2), stream(3)], out);
-        for (k, size) in [a, b, c].into_iter().enumerate() {
-            match u16::try_from(size) {
-                Ok(size) => out[jumps + 2 * k..jumps + 2 * k + 2].copy_from_slice(&size.to_le_bytes()),
-                Err(_) => fits = false,
-            }
-        }
-        let literals = out.len() - header - 3 - 5;
-        out.push(0); // no sequences
-        let size = out.len() - header - 3;
-        if fits && size < block.len() {
-            // Type 2 brings its tree, type 3 goes on with the one before; 18-bit sizes.
-            let kind = if tree_written { 3 } else { 2 };
-            let word = kind | 3 << 2 | (block.len() as u64) << 4 | (literals as u64) << 22;
-            out[header..header + 3].copy_from_slice(&(last | 2 << 1 | (size as u32) << 3).to_le_bytes()[..3]);
-            out[header + 3..header + 8].copy_from_slice(&word.to_le_bytes()[..5]);
-            tree_written = true;
-        } else {
-            out.truncate(header);
-            out.extend_from_slice(&(last | (block.len() as u32) << 3).to_le_bytes()[..3]);
+        let last = zeros == 0 && (i + 1) * BLOCK >= bytes.len();
+        let coded = codes.as_ref().is_some_and(|codes| {
+            let tree = if tree_written { &[][..] } else { &tree };
+            write_block(block, codes, tree, last, out)
+        });
+        tree_written |= coded;
+        if !coded {
+            out.extend_from_slice(&block_header(last, 0, block.len()));
             out.extend_from_slice(block);
         }
     }
-    if out.len() - start >= bytes.len() {
+    for at in (0..zeros).step_by(BLOCK) {
+        out.extend_from_slice(&block_header(at + BLOCK >= zeros, 1, BLOCK.min(zeros - at)));
+        out.push(0);
+    }
+    if out.len() - start >= total {
         out.truncate(start);
         return false;
     }
+    true
+}
+
+/// Whether it is the last, its type, its size.
+fn block_header(last: bool, kind: u32, size: usize) -> [u8; 3] {
+    let [a, b, c, _] = (u32::from(last) | kind << 1 | (size as u32) << 3).to_le_bytes();
+    [a, b, c]
+}
+
+/// Appends a block of four streams, with its tree or with that of the one before; false, and nothing
+/// appended, when it would be no smaller.
+fn write_block(block: &[u8], codes: &Codes, tree: &[u8], last: bool, out: &mut Vec<u8>) -> bool {
+    if block.len() < 64 {
+        return false;
+    }
+    let start = out.len();
+    out.extend_from_slice(&[0; 3 + 5]);
+    out.extend_from_slice(tree);
+    let jumps = out.len();
+    out.extend_from_slice(&[0; 6]);
+    let (first, second) = block.split_at(2 * block.len().div_ceil(4));
+    let part = block.len().div_ceil(4);
+    let [a, b] = encode2(codes, [&first[..part], &first[part..]], out);
+    let [c, _] = encode2(codes, [&second[..part], &second[part..]], out);
+    let mut fits = true;
+    for (k, size) in [a, b, c].into_iter().enumerate() {
+        match u16::try_from(size) {
+            Ok(size) => out[jumps + 2 * k..jumps + 2 * k + 2].copy_from_slice(&size.to_le_bytes()),
+            Err(_) => fits = false,
+        }
+    }
+    let literals = out.len() - start - 3 - 5;
+    out.push(0); // no sequences
+    let size = out.len() - start - 3;
+    if !fits || size >= block.len() {
+        out.truncate(start);
+        return false;
+    }
+    // Type 2 brings its tree, type 3 goes on with the one before; 18-bit sizes.
+    let kind = if tree.is_empty() { 3 } else { 2 };
+    let word = kind | 3 << 2 | (block.len() as u64) << 4 | (literals as u64) << 22;
+    out[start..start + 3].copy_from_slice(&block_header(last, 2, size));
+    out[start + 3..start + 8].copy_from_slice(&word.to_le_bytes()[..5]);
     true
 }
 
@@ -306,29 +325,30 @@ mod tests {
 
     #[test]
     fn libzstd_reads_our_frames_and_so_do_we() {
-        for case in 0..600u64 {
+        for case in 0..800u64 {
             let mut next = random(case);
-            let n = match case % 3 {
+            let n = match case % 4 {
                 0 => next() as usize % 400,
                 1 => next() as usize % 20_000,
+                2 => LONG + next() as usize % LONG,
                 _ => BLOCK - 70 + next() as usize % (3 * BLOCK),
             };
+            let zeros = if next().is_multiple_of(3) { next() as usize % (3 * BLOCK) } else { 0 };
             let spread = 1 + next() % 12;
-            let bytes: Vec<u8> = (0..n)
-                .map(|_| {
-                    (next().leading_zeros().min(spread) * 19
-                        + if next().is_multiple_of(500) { next() % 256 } else { 0 }) as u8
-                })
-                .collect();
+            let noise = if next().is_multiple_of(4) { 1 } else { 500 };
+            let rare = |next: &mut dyn FnMut() -> u32| if next().is_multiple_of(noise) { next() % 256 } else { 0 };
+            let mut bytes: Vec<u8> =
+                (0..n).map(|_| (next().leading_zeros().min(spread) * 19 + rare(&mut next)) as u8).collect();
             let mut frame = Vec::new();
-            if !write_literals(&bytes, &mut frame) {
+            if !write_literals(&bytes, zeros, &mut frame) {
                 assert!(frame.is_empty());
                 continue;
             }
-            let mut back = vec![0u8; n];
-            assert_eq!(DCtx::create().decompress(&mut back[..], &frame), Ok(n), "case {case}");
+            bytes.resize(n + zeros, 0);
+            let mut back = vec![1u8; bytes.len()];
+            assert_eq!(DCtx::create().decompress(&mut back[..], &frame), Ok(bytes.len()), "case {case}");
             assert!(back == bytes);
-            back.fill(0);
+            back.fill(1);
             assert!(read_literals(&frame, &mut back, &mut DecodeTable::default()).is_some());
             assert!(back == bytes);
         }
@@ -355,7 +375,7 @@ mod tests {
         let mut next = random(5);
         let bytes: Vec<u8> = (0..5000).map(|_| next().leading_zeros() as u8).collect();
         let mut frame = Vec::new();
-        assert!(write_literals(&bytes, &mut frame));
+        assert!(write_literals(&bytes, 0, &mut frame));
         let mut back = vec![0u8; bytes.len()];
         for _ in 0..20_000 {
             let mut hurt = frame.clone();

@@ -32,6 +32,7 @@ static KERNELS: Kernels = Kernels {
     f16_f32: detected!(f16_f32(src: &[u8], out: &mut [u8])),
     copy: detected!(copy(src: &[u8], out: &mut [u8])),
     all_in: detected!(all_in(bytes: &[u8], set: &[bool; 256])),
+    prefetch,
 };
 
 #[inline]
@@ -229,4 +230,12 @@ fn all_in(bytes: &[u8], set: &[bool; 256]) -> bool {
         missing = _mm256_or_si256(missing, _mm256_cmpeq_epi8(_mm256_and_si256(rows, bit), _mm256_setzero_si256()));
     }
     _mm256_testz_si256(missing, missing) == 1 && (scalar::KERNELS.all_in)(&bytes[whole..], set)
+}
+
+/// At most the first pages of a long row: the hardware sees where it goes on.
+fn prefetch(bytes: &[u8]) {
+    for line in bytes[..bytes.len().min(4096)].chunks(64) {
+        // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
+        unsafe { _mm_prefetch(line.as_ptr().cast(), _MM_HINT_T0) };
+    }
 }

@@ -45,6 +45,8 @@ pub struct Kernels {
     pub copy: Unary,
     /// Whether all bytes are in a set.
     pub all_in: AllIn,
+    /// Tells the processor that bytes will be read soon.
+    pub prefetch: fn(&[u8]),
 }
 
 /// The best implementation this processor runs.

@@ -18,6 +18,7 @@ pub static KERNELS: Kernels = Kernels {
     f16_f32: |src, out| widen(src, out, |bits| f16::from_bits(bits).to_f32()),
     copy: |src, out| out.copy_from_slice(src),
     all_in: |bytes, set| bytes.iter().all(|b| set[usize::from(*b)]),
+    prefetch: |_| (),
 };
 
 /// Exactly: a NaN keeps its payload, which the `half` crate would quiet.
