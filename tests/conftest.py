@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interposed import compile_interposer
+from interposed import Nurseries, Nursery, compile_interposer
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +38,10 @@ def interposer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
     return compile_interposer(tmp_path_factory.mktemp("interposer"))
+
+
+@pytest.fixture(scope="session")
+def nurseries(interposer: Path) -> Iterator[Nurseries]:
+    """Two, that one core may work in a child while the other looks at what is left."""
+    with Nursery(interposer) as one, Nursery(interposer) as two:
+        yield [one, two]

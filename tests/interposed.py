@@ -16,7 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -163,6 +164,21 @@ class Nursery:
         line = self._process.stdout.readline()
         assert line, "the nursery died: see stderr"
         return line
+
+
+Nurseries = Sequence[Nursery]
+
+
+def spread(nurseries: Nurseries, places: Sequence[int], work: Callable[[Nursery, str, int], None]) -> None:
+    """Does `work` at all places, with each nursery in a thread of its own; `str` is a name for its store."""
+
+    def share(i: int) -> None:
+        for place in places[i :: len(nurseries)]:
+            work(nurseries[i], f"{i}.act", place)
+
+    with ThreadPoolExecutor(len(nurseries)) as threads:
+        for done in [threads.submit(share, i) for i in range(len(nurseries))]:
+            done.result()
 
 
 def beside(path: str | Path, task: str) -> Path:

@@ -446,6 +446,7 @@ def test_reading_goes_on_beside_damage(memory_path: Path) -> None:
                 store["resid"][[0, 5, 9]]
 
 
+@pytest.mark.slow
 def test_environment_of_the_child() -> None:
     """The child must notice what this module says it does."""
     with pytest.raises(pytest.fail.Exception, match="died with"):

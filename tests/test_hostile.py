@@ -561,36 +561,33 @@ def try_all(tell: Tell, folder: Path, which: str, only: str | None = None) -> Fo
 READABLE = ("state ", "digest ", "a record of the last number", 'actstore {"actstore":null}')
 
 
-@pytest.fixture(scope="module")
-def outcomes(memory_folder: Path) -> Found:
-    folder = memory_folder / "hostile"
-    folder.mkdir()
-    out: Found = {}
-    for which in ("foreign", "forged"):
-        out |= in_child(try_all, folder, which, seconds=100, room=1 << 30)
-    return out
-
-
-def check(name: str, outcome: tuple[tuple[str, str], tuple[str, str], float, int]) -> None:
+def problem(name: str, outcome: tuple[tuple[str, str], tuple[str, str], float, int]) -> str | None:
+    """What is wrong with how a case was met."""
     read, looked, seconds, memory = outcome
-    assert read[0] != "BaseException", read
-    assert looked[0] != "BaseException", looked
-    if name.startswith(READABLE):
-        assert looked[0] != "none" or name.startswith("digest")
-    else:
-        assert read[0] != "none"
-    assert seconds < 2
-    assert memory < 64 << 20
+    if "BaseException" in (read[0], looked[0]):
+        return f"no error of ours: {read} {looked}"
+    if not name.startswith(READABLE):
+        if read[0] == "none":
+            return "it was read"
+    elif looked[0] == "none" and not name.startswith("digest"):
+        return "it was written to"
+    if seconds > 5 or memory > 64 << 20:
+        return f"it took {seconds:.1f} s, {memory >> 20} MiB"
+    return None
 
 
-@pytest.mark.parametrize("name", [*FOREIGN, *FORGED])
-def test_refused(outcomes: Found, name: str) -> None:
-    check(name, outcomes[name])
+@pytest.mark.parametrize("which", ["foreign", "forged"])
+def test_refused(memory_path: Path, which: str) -> None:
+    outcomes = in_child(try_all, memory_path, which, seconds=100, room=1 << 30)
+    assert len(outcomes) > 250
+    problems = {name: problem(name, outcome) for name, outcome in outcomes.items()}
+    assert {name: text for name, text in problems.items() if text} == {}
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_refused_alone(tmp_path: Path, name: str) -> None:
-    check(name, in_child(try_all, tmp_path, "alone", name, seconds=20, room=1 << 30)[name])
+    outcomes = in_child(try_all, tmp_path, "alone", name, seconds=20, room=1 << 30)
+    assert problem(name, outcomes[name]) is None
 
 
 def test_a_folder_that_contains_itself(tmp_path: Path) -> None:
@@ -750,4 +747,4 @@ def test_some_mutations(memory_path: Path) -> None:
 
 @pytest.mark.slow
 def test_mutations(memory_path: Path) -> None:
-    assert in_child(fuzz, memory_path, 2500, 1) == []
+    assert in_child(fuzz, memory_path, 1500, 1) == []

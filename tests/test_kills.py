@@ -7,30 +7,18 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import actstore
 import pytest
 from builders import Corpus, files_of_record, files_on_disk, twin
-from interposed import KILL_AFTER, TEAR, Nursery, Order, Outcome, stop_file
+from interposed import KILL_AFTER, TEAR, Nurseries, Nursery, Order, Outcome, spread, stop_file
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the interposer is Linux's")
 
 ONE = Corpus(codec="blosc")
 RAW = Corpus(codec="raw")
-
-
-Nurseries = list[Nursery]
-
-
-@pytest.fixture(scope="module")
-def nurseries(interposer: Path) -> Iterator[Nurseries]:
-    """Two, that one core may kill while the other looks at what is left."""
-    with Nursery(interposer) as one, Nursery(interposer) as two:
-        yield [one, two]
 
 
 def examine(corpus: Corpus, path: Path, outcome: Outcome, others: bool = False) -> int:
@@ -84,33 +72,23 @@ def kill_everywhere(
     def copy(name: str) -> Path:
         path = folder / name
         shutil.rmtree(path, ignore_errors=True)
-        if base is not None:
-            twin(base, path)
-        return path
+        return path if base is None else twin(base, path)
 
     n_calls = nurseries[0].run(task, corpus, copy("0.act"), Order()).calls
     assert n_calls > 0
 
-    def kill_at(nursery: Nursery, name: str, places: Iterable[int]) -> None:
-        for at in places:
-            path = copy(name)
-            outcome = nursery.run(task, corpus, path, Order(mode, at))
-            # Threads may share their work differently and come with a call less.
-            assert outcome.killed or at > 0.9 * n_calls
-            try:
-                examine(corpus, path, outcome, others=at % 20 == 0)
-            except BaseException as error:
-                error.add_note(f"{task} killed at call {at} of {n_calls}, mode {mode}, {corpus.codec}")
-                raise
+    def kill_at(nursery: Nursery, name: str, at: int) -> None:
+        path = copy(name)
+        outcome = nursery.run(task, corpus, path, Order(mode, at))
+        # Threads may share their work differently and come with a call less.
+        assert outcome.killed or at > 0.9 * n_calls
+        try:
+            examine(corpus, path, outcome, others=at % 20 == 0)
+        except BaseException as error:
+            error.add_note(f"{task} killed at call {at} of {n_calls}, mode {mode}, {corpus.codec}")
+            raise
 
-    n = len(nurseries)
-    with ThreadPoolExecutor(n) as threads:
-        runs = [
-            threads.submit(kill_at, nursery, f"{i}.act", range(n_calls - i * every, 0, -every * n))
-            for i, nursery in enumerate(nurseries)
-        ]
-    for run in runs:
-        run.result()
+    spread(nurseries, range(n_calls, 0, -every), kill_at)
 
 
 TASKS = ["create", "first_commit", "add_columns", "grow", "cross", "compact", "recover", "close", "abort"]
@@ -204,7 +182,7 @@ def wander(corpus: Corpus, folder: Path, n_kills: int, seed: int) -> None:
 
 
 def test_killed_at_random(memory_path: Path) -> None:
-    wander(Corpus(several=True), memory_path, 15, 0)
+    wander(Corpus(several=True), memory_path, 12, 0)
 
 
 @pytest.mark.slow

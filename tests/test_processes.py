@@ -488,7 +488,8 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 INTERRUPTED = """
-import sys, time
+import os, sys, time
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # So that it takes long on any machine.
 import numpy as np
 import actstore
 store = actstore.open(sys.argv[1])
@@ -522,7 +523,7 @@ def test_ctrl_c_stops(slow: Path, what: str) -> None:
         process.send_signal(signal.SIGINT)
         word, when = process.stdout.readline().split()
         assert word == "interrupted"
-        assert float(when) - sent < 1
+        assert float(when) - sent < 1.5
         assert process.stdout.readline() == "still good\n"
         assert process.wait(30) == 0
 
@@ -533,8 +534,8 @@ def test_ctrl_c_from_a_thread(slow: Path) -> None:
     timer.start()
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        store["x"][::256, 0]
-    assert time.monotonic() - start < 1.5
+        store["x"].select(layers=0, tokens=slice(None, None, 256)).read(threads=2)
+    assert time.monotonic() - start < 2
     timer.join()
     with pytest.raises(KeyboardInterrupt):
         interrupt_by_progress(store)
@@ -600,21 +601,20 @@ def test_an_interrupted_append_leaves_nothing(memory_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((12_000, 4, 512), np.float32)
     n_interrupted = 0
     expected: list[Any] = []
-    with actstore.create(path, {"resid": spec}) as writer:
+    with actstore.create(path, {"resid": spec}, threads=1) as writer:
         for i in range(8):
             timer = threading.Timer(0.02 + 0.03 * i, lambda: signal.raise_signal(signal.SIGINT))
             n = writer.n_examples
             timer.start()
             try:
-                writer.append({"resid": rows}, [len(rows)], [f"{i}"])
-                expected.append(str(i))
+                writer.append({"resid": rows}, [len(rows)], [str(i)])
                 timer.join()
                 time.sleep(0.2)
             except KeyboardInterrupt:
                 n_interrupted += 1
-                assert writer.n_examples in (n, n + 1)
-                if writer.n_examples > n:
-                    expected.append(str(i))
+            assert writer.n_examples in (n, n + 1)
+            if writer.n_examples > n:
+                expected.append(str(i))
             if len(expected) > 2:
                 break
         writer.append({"resid": rows[:50]}, [50], ["last"])

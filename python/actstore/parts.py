@@ -48,7 +48,7 @@ def find_parts(source: object) -> list[str]:
         When `source` is no path, or names no part or one twice.
     """
     if isinstance(source, str | os.PathLike):
-        path = _path(source)
+        path = as_path(source)
         if not os.path.exists(path):
             raise NotFoundError(
                 f"{path} does not exist",
@@ -65,7 +65,7 @@ def find_parts(source: object) -> list[str]:
         return _once(_folder(path))
     if not isinstance(source, Iterable):
         raise InvalidInputError(f"expected a path or a list of paths, got {type(source).__name__}")
-    paths = [_path(item) for item in source]
+    paths = [as_path(item) for item in source]
     if not paths:
         raise InvalidInputError("a list of no parts")
     for path in paths:
@@ -85,7 +85,8 @@ def _once(paths: list[str]) -> list[str]:
     return paths
 
 
-def _path(item: object) -> str:
+def as_path(item: object) -> str:
+    """A path as text; InvalidInputError when it is none."""
     if not isinstance(item, str | os.PathLike):
         raise InvalidInputError(f"expected a path, got {type(item).__name__}")
     path = os.fspath(item)

@@ -10,7 +10,7 @@ from .arrays import FLOAT_DTYPES
 from .columns import Columns
 from .errors import FormatError, InvalidInputError, NotFoundError
 from .layout import FORMAT, TOKENS
-from .parts import Part
+from .parts import Part, as_path
 from .report import Damage, Report
 from .site import Site
 from .snapshot import Handle, Snapshot, load
@@ -63,9 +63,9 @@ def open(
         raise InvalidInputError(f"verify is {verify!r}, not one of {', '.join(_VERIFY)}")
     source: str | list[str]
     if isinstance(path, str | os.PathLike):
-        source = os.fspath(path)
-    elif isinstance(path, Sequence):
-        source = [os.fspath(item) for item in path]
+        source = as_path(path)
+    elif isinstance(path, Sequence) and not isinstance(path, bytes):
+        source = [as_path(item) for item in path]
     else:
         raise InvalidInputError(f"expected a path or a list of paths, got {type(path).__name__}")
     return Store(load(source, verify, Handle()))

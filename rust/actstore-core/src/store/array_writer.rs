@@ -9,12 +9,13 @@ use std::cell::RefCell;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use rayon::ThreadPool;
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::format::blosc::Block;
 use crate::format::record::{ArrayRecord, Chunk, Tail};
 use crate::format::shard;
@@ -31,6 +32,8 @@ thread_local! {
 pub const ALIGN: u64 = 64;
 /// Bytes of full chunks that may wait for more to be encoded with them.
 const WAITING: usize = 64 << 20;
+/// Bytes of a shard after which the system is told to write them to the disk.
+const WRITE_BACK: u64 = 32 << 20;
 
 /// An array and what of it is not committed yet.
 pub struct ArrayWriter {
@@ -77,8 +80,42 @@ enum Shard {
 struct Temporary {
     path: PathBuf,
     file: File,
+    /// The thread that writes it back, if one does, and whether that ever failed.
+    write_back: Mutex<(Option<JoinHandle<bool>>, bool)>,
     /// The process it belongs to: a forked child does not remove it.
     pid: u32,
+}
+
+impl Temporary {
+    /// Has the system write to the disk what there is so far, so that a commit does not wait for all.
+    fn write_back(self: &Arc<Self>) {
+        let mut state = self.write_back.lock().expect("no panic while held");
+        if state.0.as_ref().is_none_or(JoinHandle::is_finished) {
+            Self::join(&mut state);
+            let file = self.file.try_clone();
+            state.0 = file.ok().map(|file| std::thread::spawn(move || file.sync_data().is_ok()));
+        }
+    }
+
+    fn join(state: &mut (Option<JoinHandle<bool>>, bool)) {
+        if let Some(thread) = state.0.take() {
+            state.1 |= !thread.join().unwrap_or(false);
+        }
+    }
+
+    /// Makes it durable.
+    fn sync(&self) -> Result<()> {
+        let failed = {
+            // The system tells of a failure once: it may have told the thread.
+            let mut state = self.write_back.lock().expect("no panic while held");
+            Self::join(&mut state);
+            state.1
+        };
+        if failed {
+            return Err(Error::new(Kind::Io, format!("cannot sync {}: writing back failed", self.path.display())));
+        }
+        self.file.sync_all().map_err(|error| Error::io("sync", &self.path, &error))
+    }
 }
 
 impl Drop for Temporary {
@@ -272,6 +309,9 @@ impl ArrayWriter {
         staged.tail.end = chunk.0 + chunk.1;
         staged.tail.chunks.push(chunk);
         staged.fresh += chunk.1;
+        if chunk.0 / WRITE_BACK != staged.tail.end / WRITE_BACK {
+            temporary.write_back();
+        }
         if staged.tail.chunks.len() == self.meta.chunks_per_shard() {
             let sums = self.write_seal(&temporary, &staged.tail.chunks, staged.tail.end)?;
             staged.full.push((staged.tail.number, Shard::Temporary(temporary), sums));
@@ -309,7 +349,7 @@ impl ArrayWriter {
         }
         let path = files::temporary(&self.store);
         let file = files::create(&path)?;
-        let temporary = Temporary { path, file, pid: std::process::id() };
+        let temporary = Temporary { path, file, write_back: Mutex::default(), pid: std::process::id() };
         if tail.shard.is_some() {
             let from = self.shard_path(tail.number);
             let mut source = File::open(&from).map_err(|error| Error::io("open", &from, &error))?;
@@ -336,7 +376,9 @@ impl ArrayWriter {
     /// and durable. Fails without effect.
     pub fn seal(&mut self) -> Result<()> {
         for (_, shard, _) in &self.full {
-            sync(shard)?;
+            if let Shard::Temporary(temporary) = shard {
+                temporary.sync()?;
+            }
         }
         if self.rows == self.committed || (self.pending.is_empty() && self.tail.chunks.is_empty()) {
             return Ok(());
@@ -367,7 +409,7 @@ impl ArrayWriter {
         }
         let all = [self.tail.chunks.as_slice(), &boundary].concat();
         let sums = self.write_seal(&temporary, &all, end)?;
-        sync(&Shard::Temporary(temporary))?;
+        temporary.sync()?;
         Ok((boundary, sums))
     }
 
@@ -431,13 +473,6 @@ impl ArrayWriter {
     /// Puts its `zarr.json` on disk.
     pub fn write_node(&self) -> Result<()> {
         files::replace(&self.store, &self.store.join(&self.name).join("zarr.json"), self.node.to_string().as_bytes())
-    }
-}
-
-fn sync(shard: &Shard) -> Result<()> {
-    match shard {
-        Shard::Published => Ok(()),
-        Shard::Temporary(t) => t.file.sync_all().map_err(|error| Error::io("sync", &t.path, &error)),
     }
 }
 
