@@ -1,4 +1,7 @@
-"""Metadata that lie: refused with an error of actstore's, quickly, and before memory is asked for."""
+"""Metadata that lie: refused with an error of actstore's, quickly, and before memory is asked for.
+
+Over 600 lines because it is one table of lies, each with the place it is told at.
+"""
 
 import json
 import os
@@ -6,7 +9,7 @@ import random
 import shutil
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -543,11 +546,10 @@ def look_around(path: Path) -> tuple[str, str]:
 Found = dict[str, tuple[tuple[str, str], tuple[str, str], float, int]]
 
 
-def try_all(tell: Tell, folder: Path, which: str, only: str | None = None) -> Found:
+def try_all(tell: Tell, folder: Path, which: str, names: Sequence[str]) -> Found:
     out = {}
-    for i, (name, make) in enumerate(CASES[which].items()):
-        if only not in (None, name):
-            continue
+    for i, name in enumerate(names):
+        make = CASES[which][name]
         path = folder / f"{which}-{i}"
         tell(f"{name!r} ({path})")
         make(path)
@@ -576,17 +578,27 @@ def problem(name: str, outcome: tuple[tuple[str, str], tuple[str, str], float, i
     return None
 
 
-@pytest.mark.parametrize("which", ["foreign", "forged"])
-def test_refused(memory_path: Path, which: str) -> None:
-    outcomes = in_child(try_all, memory_path, which, seconds=100, room=1 << 30)
-    assert len(outcomes) > 250
+def refuse(folder: Path, which: str, every: int) -> None:
+    names = list(CASES[which])[::every]
+    outcomes = in_child(try_all, folder, which, names, seconds=100, room=1 << 30)
+    assert list(outcomes) == names
     problems = {name: problem(name, outcome) for name, outcome in outcomes.items()}
     assert {name: text for name, text in problems.items() if text} == {}
 
 
+def test_refused(memory_path: Path) -> None:
+    refuse(memory_path, "foreign", 1)
+    refuse(memory_path, "forged", 5)
+
+
+@pytest.mark.slow
+def test_all_forged_are_refused(memory_path: Path) -> None:
+    refuse(memory_path, "forged", 1)
+
+
 @pytest.mark.parametrize("name", ALONE)
 def test_refused_alone(tmp_path: Path, name: str) -> None:
-    outcomes = in_child(try_all, tmp_path, "alone", name, seconds=20, room=1 << 30)
+    outcomes = in_child(try_all, tmp_path, "alone", [name], seconds=20, room=1 << 30)
     assert problem(name, outcomes[name]) is None
 
 
@@ -742,7 +754,7 @@ def fuzz(tell: Tell, folder: Path, n: int, seed: int) -> list[str]:
 
 
 def test_some_mutations(memory_path: Path) -> None:
-    assert in_child(fuzz, memory_path, 100, 0) == []
+    assert in_child(fuzz, memory_path, 80, 0) == []
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ TASKS = ["create", "first_commit", "add_columns", "grow", "cross", "compact", "r
 @pytest.mark.parametrize("task", TASKS)
 def test_kill_at_some_calls(nurseries: Nurseries, memory_path: Path, task: str) -> None:
     base = base_for(task, ONE, memory_path)
-    kill_everywhere(nurseries, ONE, memory_path, task, KILL_AFTER, 29, base)
+    kill_everywhere(nurseries, ONE, memory_path, task, KILL_AFTER, 37, base)
 
 
 @pytest.mark.slow

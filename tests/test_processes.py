@@ -1,4 +1,7 @@
-"""Locks, forks, threads, pickles, Ctrl-C: a store among several processes."""
+"""Locks, forks, threads, pickles, Ctrl-C: a store among several processes.
+
+Over 600 lines because the programs that run in other processes stand beside the tests that start them.
+"""
 
 import contextlib
 import gzip
@@ -518,7 +521,7 @@ print("still good", flush=True)
 def test_ctrl_c_stops(slow: Path, what: str) -> None:
     with other_process(INTERRUPTED, slow, what) as process:
         assert process.stdout is not None
-        time.sleep(0.5)
+        time.sleep(0.3)
         sent = time.time()
         process.send_signal(signal.SIGINT)
         word, when = process.stdout.readline().split()
@@ -594,6 +597,7 @@ def test_ctrl_c_at_the_end_of_an_append(memory_path: Path) -> None:
     assert ONE.check(actstore.open(path)) == 9
 
 
+@pytest.mark.slow
 def test_an_interrupted_append_leaves_nothing(memory_path: Path) -> None:
     """All of an append or nothing, whenever Ctrl-C comes."""
     path = memory_path / "x.act"

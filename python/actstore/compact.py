@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 from . import _native
+from .parts import as_path
 from .store import Progress
 
 
@@ -53,5 +54,5 @@ def compact(
     >>> done.bytes_after <= done.bytes_before
     True
     """
-    found = json.loads(_native.compact(os.fspath(path), threads, progress))
+    found = json.loads(_native.compact(as_path(path), threads, progress))
     return Compaction(found["bytes_before"], found["bytes_after"], found["record"])

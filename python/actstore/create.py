@@ -9,6 +9,7 @@ from . import _native
 from .arrays import integers
 from .errors import InvalidInputError
 from .layout import EXAMPLES, IDS, Layout, SiteLayout, check_name, column_array
+from .parts import as_path
 from .site_spec import SiteSpec
 from .writer import EMPTY_STATE, StoreWriter
 
@@ -83,8 +84,9 @@ def create(
     arrays += [column_array(f"{axis}/offset", "int64") for axis in layout.axes]
     arrays += [column_array(f"{IDS}/bytes", "uint8"), column_array(f"{IDS}/offset", "int64")]
     attributes = layout.to_json()
-    path = os.fspath(path)
-    native = _native.Writer.create(path, attributes, json.dumps(arrays), EMPTY_STATE, overwrite, threads)
+    native = _native.Writer.create(
+        as_path(path), attributes, json.dumps(arrays), EMPTY_STATE, overwrite, threads
+    )
     return StoreWriter(native, threads)
 
 
@@ -108,7 +110,7 @@ def append(path: str | os.PathLike[str], *, threads: int = 0) -> StoreWriter:
     >>> actstore.open(path).n_examples
     1
     """
-    return StoreWriter(_native.Writer.append_to(os.fspath(path), threads), threads)
+    return StoreWriter(_native.Writer.append_to(as_path(path), threads), threads)
 
 
 def _new_layout(
@@ -129,10 +131,10 @@ def _new_layout(
         if axis in layouts:
             raise InvalidInputError(f"{axis!r} is both a site and an axis")
     if part is not None:
-        index, count = integers(list(part), "part").tolist()
-        if not 0 <= index < count:
+        numbers = integers(part, "part").tolist()
+        if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1]:
             raise InvalidInputError(f"part {part!r} is no (index, count)")
-        part = index, count
+        part = numbers[0], numbers[1]
     try:
         told: dict[str, Any] = json.loads(json.dumps(dict(identity or {}), allow_nan=False))
     except (TypeError, ValueError) as error:

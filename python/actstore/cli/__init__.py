@@ -5,6 +5,7 @@ Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 an expect
 """
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -28,13 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
     except SystemExit as stop:  # argparse has said what is wrong, or shown the help
         return stop.code if isinstance(stop.code, int) else 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal cannot show is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status: int = args.run(args)
         if sys.stdout is not None:  # it is None where the caller has closed it
             sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
     except BrokenPipeError:
         # Whoever read our output has gone; Python would complain once more when it flushes at exit.
@@ -49,9 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, hint: str | None) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    _say(f"error: {message}")
     if hint is not None:
-        print(f"hint: {hint}", file=sys.stderr)
+        _say(f"hint: {hint}")
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:  # print would take None for stdout
+        print(line, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

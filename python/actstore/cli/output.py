@@ -11,8 +11,9 @@ from ..arrays import human_bytes
 
 
 def print_json(result: Any) -> None:
-    """One JSON object, on one line."""
-    print(json.dumps(result, ensure_ascii=False))
+    """One JSON object, on one line; in ASCII where the output cannot take more."""
+    encoding = getattr(sys.stdout, "encoding", None) or ""
+    print(json.dumps(result, ensure_ascii=not encoding.lower().startswith("utf")))
 
 
 class Bar:
@@ -27,7 +28,8 @@ class Bar:
     @property
     def progress(self) -> Callable[[int, int], None] | None:
         """To be called with the bytes done and the bytes in all."""
-        return self._update if sys.stderr.isatty() else None
+        # It is None where the caller has closed it.
+        return self._update if sys.stderr is not None and sys.stderr.isatty() else None
 
     def _update(self, done: int, total: int) -> None:
         now = time.monotonic()

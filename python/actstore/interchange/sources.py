@@ -196,7 +196,7 @@ def from_export(folder: str, sites: Sequence[str] | None, to: str | None) -> Sou
                 f"{path} is of format {manifest['format']}, this reads {EXPORT_FORMAT}", kind="version"
             )
         return _from_manifest(folder, manifest, sites, to)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
         raise FormatError(f"{path} is malformed: {error!r}", kind="metadata") from error

@@ -6,7 +6,7 @@ use actstore_core::{Dtype, Error, Rows, Task};
 use numpy::{PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
-use crate::enter::{enter, enter_briefly, raise};
+use crate::enter::{Threads, enter, enter_briefly, raise};
 
 /// Reads of fewer bytes are over before anybody presses Ctrl-C.
 const BRIEF: usize = 1 << 20;
@@ -52,15 +52,14 @@ impl Array {
         self.0.meta().attributes.to_string()
     }
 
-    #[pyo3(signature = (rows, layers, out, threads=0))]
-    #[allow(clippy::needless_pass_by_value)]
+    #[pyo3(signature = (rows, layers, out, threads=Threads(0)))]
     fn read(
         &self,
         py: Python<'_>,
         rows: RowsArgument<'_>,
         layers: Option<Vec<usize>>,
         out: &Bound<'_, PyUntypedArray>,
-        threads: usize,
+        threads: Threads,
     ) -> PyResult<()> {
         let dtype = dtype_of(out)?;
         let bytes = bytes_mut(out)?;
@@ -72,7 +71,7 @@ impl Array {
                 Rows::List(list)
             }
         };
-        let task = Task::new(threads);
+        let task = Task::new(threads.0);
         let brief = bytes.len() < BRIEF;
         let work = || self.0.read(rows, layers.as_deref(), bytes, dtype, &task);
         if brief { enter_briefly(py, work) } else { enter(py, &task, None, work) }
@@ -81,7 +80,6 @@ impl Array {
 
 /// The rows of several arrays as one.
 #[pyfunction]
-#[allow(clippy::needless_pass_by_value)]
 pub fn concat(py: Python<'_>, arrays: Vec<PyRef<'_, Array>>) -> PyResult<Array> {
     let arrays: Vec<&store::Array> = arrays.iter().map(|a| &a.0).collect();
     store::Array::concat(&arrays).map(Array).map_err(|error| raise(py, &error))

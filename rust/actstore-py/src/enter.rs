@@ -60,6 +60,22 @@ pub fn enter<T: Send>(
     }
 }
 
+/// A number of threads; 0 for all cores.
+#[derive(Clone, Copy)]
+pub struct Threads(pub usize);
+
+impl<'py> FromPyObject<'_, 'py> for Threads {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let number: i64 = value.extract()?;
+        let threads = usize::try_from(number).map_err(|_| {
+            raise(value.py(), &Error::invalid(format!("threads={number}: give 0 for all cores, or more")))
+        })?;
+        Ok(Threads(threads))
+    }
+}
+
 fn report(py: Python<'_>, task: &Task, progress: Option<&Py<PyAny>>) -> PyResult<()> {
     if let Some(call) = progress {
         call.call1(py, task.progress())?;

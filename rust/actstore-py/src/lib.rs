@@ -1,5 +1,8 @@
 //! `actstore._native`: the core as Python sees it. It converts, enters, and maps errors; nothing else.
 
+// pyo3 hands arguments over by value.
+#![allow(clippy::needless_pass_by_value)]
+
 use pyo3::prelude::*;
 
 mod about;

@@ -1,13 +1,14 @@
 //! Reading a store.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 use actstore_core::store::{self, Verify};
 use actstore_core::{Error, Kind, Task};
 use pyo3::prelude::*;
 
 use crate::array::Array;
-use crate::enter::{enter, enter_briefly, raise};
+use crate::enter::{Threads, enter, enter_briefly, raise};
 
 #[pyclass(frozen, module = "actstore._native")]
 pub struct Reader(store::Reader);
@@ -16,13 +17,13 @@ pub struct Reader(store::Reader);
 impl Reader {
     #[new]
     #[pyo3(signature = (path, verify="first"))]
-    fn new(py: Python<'_>, path: &str, verify: &str) -> PyResult<Self> {
-        enter_briefly(py, || store::Reader::open(Path::new(path), Verify::parse(verify)?)).map(Reader)
+    fn new(py: Python<'_>, path: PathBuf, verify: &str) -> PyResult<Self> {
+        enter_briefly(py, || store::Reader::open(&path, Verify::parse(verify)?)).map(Reader)
     }
 
     #[getter]
-    fn path(&self) -> String {
-        self.0.path().display().to_string()
+    fn path(&self) -> OsString {
+        self.0.path().as_os_str().to_os_string()
     }
 
     #[getter]
@@ -57,15 +58,15 @@ impl Reader {
         enter(py, &Task::default(), None, || self.0.usage().map(|usage| json(&usage)))
     }
 
-    #[pyo3(signature = (strict=false, threads=0, progress=None))]
+    #[pyo3(signature = (strict=false, threads=Threads(0), progress=None))]
     fn verify(
         &self,
         py: Python<'_>,
         strict: bool,
-        threads: usize,
+        threads: Threads,
         progress: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<String> {
-        let task = Task::new(threads);
+        let task = Task::new(threads.0);
         enter(py, &task, progress, || self.0.verify(strict, &task).map(|report| json(&report)))
     }
 

@@ -1,7 +1,8 @@
 //! Writing a store.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use actstore_core::format::zarr::ArraySpec;
@@ -12,12 +13,12 @@ use pyo3::prelude::*;
 use serde_json::Value;
 
 use crate::array::{bytes, dtype_of};
-use crate::enter::{enter, enter_briefly, raise};
+use crate::enter::{Threads, enter, enter_briefly, raise};
 use crate::reader::parse;
 
 #[pyclass(frozen, module = "actstore._native")]
 pub struct Writer {
-    path: String,
+    path: PathBuf,
     open: Mutex<Option<store::Writer>>,
 }
 
@@ -26,35 +27,34 @@ type Rows<'py> = BTreeMap<String, Bound<'py, PyUntypedArray>>;
 #[pymethods]
 impl Writer {
     #[staticmethod]
-    #[pyo3(signature = (path, attributes, arrays, state, overwrite, threads=0))]
+    #[pyo3(signature = (path, attributes, arrays, state, overwrite, threads=Threads(0)))]
     fn create(
         py: Python<'_>,
-        path: &str,
+        path: PathBuf,
         attributes: &str,
         arrays: &str,
         state: &str,
         overwrite: bool,
-        threads: usize,
+        threads: Threads,
     ) -> PyResult<Self> {
         let attributes: Value = parse(py, "attributes", attributes)?;
         let arrays: Vec<ArraySpec> = parse(py, "arrays", arrays)?;
         let state: Value = parse(py, "state", state)?;
-        let made = enter_briefly(py, || {
-            store::Writer::create(Path::new(path), attributes, &arrays, state, overwrite, threads)
-        })?;
-        Ok(Writer { path: path.to_string(), open: Mutex::new(Some(made)) })
+        let made =
+            enter_briefly(py, || store::Writer::create(&path, attributes, &arrays, state, overwrite, threads.0))?;
+        Ok(Writer { path, open: Mutex::new(Some(made)) })
     }
 
     #[staticmethod]
-    #[pyo3(signature = (path, threads=0))]
-    fn append_to(py: Python<'_>, path: &str, threads: usize) -> PyResult<Self> {
-        let opened = enter_briefly(py, || store::Writer::append_to(Path::new(path), threads))?;
-        Ok(Writer { path: path.to_string(), open: Mutex::new(Some(opened)) })
+    #[pyo3(signature = (path, threads=Threads(0)))]
+    fn append_to(py: Python<'_>, path: PathBuf, threads: Threads) -> PyResult<Self> {
+        let opened = enter_briefly(py, || store::Writer::append_to(&path, threads.0))?;
+        Ok(Writer { path, open: Mutex::new(Some(opened)) })
     }
 
     #[getter]
-    fn path(&self) -> &str {
-        &self.path
+    fn path(&self) -> OsString {
+        self.path.clone().into_os_string()
     }
 
     #[getter]
@@ -83,8 +83,6 @@ impl Writer {
         let arrays: Vec<ArraySpec> = parse(py, "arrays", arrays)?;
         self.with(py, |writer| writer.add_arrays(&arrays).map_err(|error| raise(py, &error)))
     }
-
-    #[allow(clippy::needless_pass_by_value)]
     fn append(&self, py: Python<'_>, rows: Rows<'_>) -> PyResult<bool> {
         self.with(py, |writer| {
             let known: BTreeMap<String, (Vec<usize>, &str)> =
@@ -121,10 +119,10 @@ impl Writer {
         self.with(py, |writer| enter_briefly(py, || writer.read(name, start, stop, out)))
     }
 
-    #[pyo3(signature = (state, threads=0))]
-    fn commit(&self, py: Python<'_>, state: &str, threads: usize) -> PyResult<u64> {
+    #[pyo3(signature = (state, threads=Threads(0)))]
+    fn commit(&self, py: Python<'_>, state: &str, threads: Threads) -> PyResult<u64> {
         let state: Value = parse(py, "state", state)?;
-        let task = Task::new(threads);
+        let task = Task::new(threads.0);
         self.with(py, |writer| enter(py, &task, None, || writer.commit(state, &task)))
     }
 
@@ -153,7 +151,9 @@ impl Writer {
         };
         match open.as_mut() {
             Some(writer) => work(writer),
-            None => Err(raise(py, &Error::new(Kind::Closed, format!("the writer of {} is closed", self.path)))),
+            None => {
+                Err(raise(py, &Error::new(Kind::Closed, format!("the writer of {} is closed", self.path.display()))))
+            }
         }
     }
 }
