@@ -14,7 +14,7 @@ use crate::process::PerProcess;
 use crate::store::Verify;
 use crate::store::array::{Array, PartArray};
 use crate::store::array_writer::ALIGN;
-use crate::store::shard_file::{Expected, ShardCache};
+use crate::store::shard_file::ShardCache;
 use crate::store::view::View;
 
 /// What the arrays of a reader have in common.
@@ -155,11 +155,6 @@ impl Reader {
             usage.shards += 1;
         }
         Ok(usage)
-    }
-
-    /// The expected content of a shard, for those who walk all of them.
-    pub(crate) fn expected<'a>(part: &'a PartArray, shard: usize) -> Result<Expected<'a>> {
-        part.expected(shard)
     }
 
     /// Closes its files; reads of its arrays then fail.

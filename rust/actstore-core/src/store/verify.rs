@@ -95,7 +95,7 @@ fn verify_shard(part: &PartArray, index: [usize; 3], task: &Task, report: &Mutex
     task.check()?;
     let meta = &part.meta;
     let path = part.store.path.join(&part.name).join(meta.key(index));
-    let expected = Reader::expected(part, index[0])?;
+    let expected = part.expected(index[0])?;
     let open = match OpenShard::open(&path, meta, &expected, false) {
         Ok(Some(open)) => open,
         Ok(None) if part.record.is_none() => return Ok(()),
