@@ -149,5 +149,5 @@ def test_power_fails_at_some_calls(nurseries: Nurseries, memory_path: Path, orde
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ordered", [True, False])
-def test_power_fails_at_each_call(nurseries: Nurseries, memory_path: Path, ordered: bool) -> None:
-    fail_everywhere(nurseries[0], memory_path, Corpus(codec="raw"), ordered, 1 if ordered else 3)
+def test_power_fails_at_many_calls(nurseries: Nurseries, memory_path: Path, ordered: bool) -> None:
+    fail_everywhere(nurseries[0], memory_path, Corpus(codec="raw"), ordered, 2 if ordered else 3)
