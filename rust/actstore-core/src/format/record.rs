@@ -22,6 +22,11 @@ pub type ShardSum = Vec<(u64, u32)>;
 #[allow(missing_docs)]
 pub struct Chunk(pub u64, pub u64, pub u32);
 
+/// The byte behind the last of some chunks of a shard.
+pub fn end(chunks: &[Chunk]) -> u64 {
+    chunks.iter().map(|c| c.0 + c.1).max().unwrap_or(0)
+}
+
 /// A shard that may still grow. Its chunks are where the record says, whatever its index has become.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -262,11 +262,8 @@ impl ArraySpec {
         let row = dim.checked_mul(size).filter(|n| n.checked_mul(layers).is_some_and(|all| all <= MAX_CHUNK));
         let row = row.ok_or_else(|| Error::shape(format!("a row of {layers} x {dim} is beyond {MAX_CHUNK} bytes")))?;
         let chunk = self.chunk_rows.unwrap_or_else(|| super::layout::chunk_rows(row));
-        let shard = match (self.shard_rows, self.chunk_rows) {
-            (Some(rows), _) => rows,
-            (None, _) => super::layout::shard_rows(row, layers, chunk.max(1)),
-        };
-        if chunk == 0 || shard == 0 || shard % chunk != 0 {
+        let shard = self.shard_rows.unwrap_or_else(|| super::layout::shard_rows(row, layers, chunk.max(1)));
+        if chunk == 0 || shard == 0 || !shard.is_multiple_of(chunk) {
             return Err(Error::invalid(format!("shard_rows {shard} is no positive multiple of chunk_rows {chunk}")));
         }
         let compress = match self.codec.as_str() {

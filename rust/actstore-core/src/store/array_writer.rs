@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
 use crate::format::blosc::Block;
-use crate::format::record::{ArrayRecord, Chunk, Tail};
+use crate::format::record::{ArrayRecord, Chunk, Tail, end};
 use crate::format::shard;
 use crate::format::zarr::{self, ArrayMeta};
 use crate::process::Task;
@@ -66,6 +66,13 @@ struct TailShard {
     /// Where the next chunk may go.
     end: u64,
     shard: Option<Shard>,
+}
+
+impl TailShard {
+    /// A shard with nothing in it.
+    fn new(number: u64) -> Self {
+        TailShard { number, chunks: Vec::new(), boundary: Vec::new(), end: 0, shard: None }
+    }
 }
 
 /// A shard's file.
@@ -149,16 +156,10 @@ impl ArrayWriter {
         let mut meta = ArrayMeta::parse(&node).map_err(|error| error.at(name))?;
         let rows = record.map_or(0, |r| r.rows);
         meta.shape[0] = rows as usize;
-        let mut tail = TailShard {
-            number: rows / meta.shard[0] as u64,
-            chunks: Vec::new(),
-            boundary: Vec::new(),
-            end: 0,
-            shard: None,
-        };
+        let mut tail = TailShard::new(rows / meta.shard[0] as u64);
         if let Some(published) = record.and_then(|r| r.tail.as_ref()) {
             tail.chunks.clone_from(&published.chunks);
-            tail.end = tail.chunks.iter().map(|c| c.0 + c.1).max().unwrap_or(0);
+            tail.end = end(&tail.chunks);
             tail.shard = Some(Shard::Published);
             if !pending.is_empty() {
                 tail.boundary = tail.chunks.split_off(tail.chunks.len() - meta.shape[1]);
@@ -315,13 +316,7 @@ impl ArrayWriter {
         if staged.tail.chunks.len() == self.meta.chunks_per_shard() {
             let sums = self.write_seal(&temporary, &staged.tail.chunks, staged.tail.end)?;
             staged.full.push((staged.tail.number, Shard::Temporary(temporary), sums));
-            staged.tail = TailShard {
-                number: staged.tail.number + 1,
-                chunks: Vec::new(),
-                boundary: Vec::new(),
-                end: 0,
-                shard: None,
-            };
+            staged.tail = TailShard::new(staged.tail.number + 1);
         }
         Ok(())
     }
@@ -387,12 +382,12 @@ impl ArrayWriter {
         if sealed.is_err() {
             self.give_back_room();
         }
-        let (boundary, _) = sealed?;
-        self.tail.boundary = boundary;
+        self.tail.boundary = sealed?;
         Ok(())
     }
 
-    fn seal_tail(&mut self) -> Result<(Vec<Chunk>, (u64, u32))> {
+    /// Writes the boundary chunks and the seal; the former.
+    fn seal_tail(&mut self) -> Result<Vec<Chunk>> {
         let mut tail = self.tail.clone();
         let temporary = self.temporary(&mut tail)?;
         self.tail.shard = tail.shard;
@@ -408,9 +403,9 @@ impl ArrayWriter {
             boundary.push(chunk);
         }
         let all = [self.tail.chunks.as_slice(), &boundary].concat();
-        let sums = self.write_seal(&temporary, &all, end)?;
+        self.write_seal(&temporary, &all, end)?;
         temporary.sync()?;
-        Ok((boundary, sums))
+        Ok(boundary)
     }
 
     /// Second half: sealed shards get their names. Returns the folders whose entries changed.
@@ -429,7 +424,6 @@ impl ArrayWriter {
             let temporary = Arc::clone(temporary);
             folders.extend(rename(&self.store, &temporary.path, &self.shard_path(self.tail.number))?);
             self.tail.shard = Some(Shard::Published);
-            let end = |chunks: &[Chunk]| chunks.iter().map(|c| c.0 + c.1).max().unwrap_or(0);
             self.tail.end = end(&self.tail.chunks).max(end(&self.tail.boundary));
         }
         Ok(folders)

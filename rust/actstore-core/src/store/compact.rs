@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::format::codec;
-use crate::format::record::{ArrayRecord, Chunk, Compacted, Tail};
+use crate::format::record::{ArrayRecord, Chunk, Compacted, Tail, end};
 use crate::format::shard::{self, Span};
 use crate::process::Task;
 use crate::store::array::PartArray;
-use crate::store::array_writer::rename;
+use crate::store::array_writer::{ALIGN, rename};
 use crate::store::reader::{Reader, Usage};
 use crate::store::shard_file::{OpenShard, read_seal};
 use crate::store::writer::Writer;
@@ -82,7 +82,7 @@ fn rewrite(part: &PartArray, number: usize, task: &Task) -> Result<Option<Rewrit
     let path = part.store.path.join(&part.name).join(meta.key([number, 0, 0]));
     let open = OpenShard::open(&path, meta, &part.expected(number)?, false)?;
     let open = open.ok_or_else(|| Error::new(crate::Kind::MissingShard, format!("{} is missing", path.display())))?;
-    let align = if meta.chain.is_raw() { 64 } else { 1 };
+    let align = if meta.chain.is_raw() { ALIGN } else { 1 };
     let packed: u64 = open.spans.iter().map(|s| s.length.next_multiple_of(align)).sum();
     if open.length <= packed + shard::seal_bytes(meta.chunks_per_shard()) as u64 {
         return Ok(None);
@@ -143,7 +143,7 @@ fn swap(writer: &mut Writer, rewritten: &[Rewritten]) -> Result<()> {
                 *sums = sums.split_off(sums.len() - 1);
             }
             if let Some(Tail { compacted: Some(new), .. }) = array.tail.take_if(|tail| tail.compacted.is_some()) {
-                let end = new.chunks.iter().map(|c| c.0 + c.1).max().unwrap_or(0);
+                let end = end(&new.chunks);
                 array.tail = Some(Tail { length: end, chunks: new.chunks, compacted: None });
             }
         }
@@ -197,7 +197,7 @@ pub(crate) fn settle(reader: &Reader, record: &mut crate::format::record::Record
             folders.extend(path.parent().map(Path::to_path_buf));
             let new = tail.compacted.take().filter(|new| new.length == open.length && same(&new.chunks, &open.spans));
             if let Some(new) = new {
-                let end = new.chunks.iter().map(|c| c.0 + c.1).max().unwrap_or(0);
+                let end = end(&new.chunks);
                 *tail = Tail { length: end, chunks: new.chunks, compacted: None };
             }
             changed = true;
