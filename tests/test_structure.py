@@ -26,9 +26,10 @@ BELOW = {
     "process": {"error"},
     "kernels": {"error", "dtype"},
     "format": {"error", "dtype", "selection", "kernels"},
-    "store": {"error", "dtype", "selection", "process", "kernels", "format"},
+    "store": {"error", "dtype", "selection", "process", "kernels", "format", "blocks"},
     # Analyses see blocks of rows, not where these come from.
-    "ops": {"error", "dtype", "selection", "process", "kernels"},
+    "blocks": {"error", "dtype", "selection", "kernels"},
+    "ops": {"error", "dtype", "selection", "process", "kernels", "blocks"},
 }
 """What each module of the core may use, besides itself."""
 

@@ -1,10 +1,12 @@
 //! The store behind actstore: token x layer x dim activations as plain Zarr v3, committed by numbered
 //! records, read and written in parallel. Knows nothing of Python.
 
+pub mod blocks;
 pub mod dtype;
 pub mod error;
 pub mod format;
 pub mod kernels;
+pub mod ops;
 pub mod process;
 pub mod selection;
 pub mod store;

@@ -25,6 +25,14 @@ impl Rows<'_> {
         self.len() == 0
     }
 
+    /// The row at a position, which must be below [`Rows::len`].
+    pub fn get(&self, position: usize) -> usize {
+        match self {
+            Rows::Range(start, _) => start + position,
+            Rows::List(list) => list[position] as usize,
+        }
+    }
+
     /// An error unless all are below `rows`.
     pub fn check(&self, rows: usize) -> Result<()> {
         let wrong = match self {

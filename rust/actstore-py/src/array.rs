@@ -2,23 +2,18 @@
 #![allow(unsafe_code)]
 
 use actstore_core::store;
-use actstore_core::{Dtype, Error, Rows, Task};
-use numpy::{PyArrayDescrMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
+use actstore_core::{Dtype, Error, Task};
+use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 
 use crate::enter::{Threads, enter, enter_briefly, raise};
+use crate::source::RowsArgument;
 
 /// Reads of fewer bytes are over before anybody presses Ctrl-C.
 const BRIEF: usize = 1 << 20;
 
 #[pyclass(frozen, module = "actstore._native")]
 pub struct Array(pub store::Array);
-
-#[derive(FromPyObject)]
-enum RowsArgument<'py> {
-    Range((usize, usize)),
-    List(PyReadonlyArray1<'py, i64>),
-}
 
 #[pymethods]
 impl Array {
@@ -63,14 +58,7 @@ impl Array {
     ) -> PyResult<()> {
         let dtype = dtype_of(out)?;
         let bytes = bytes_mut(out)?;
-        let list;
-        let rows = match &rows {
-            RowsArgument::Range((start, stop)) => Rows::Range(*start, *stop),
-            RowsArgument::List(array) => {
-                list = array.as_slice()?;
-                Rows::List(list)
-            }
-        };
+        let rows = rows.rows()?;
         let task = Task::new(threads.0);
         let brief = bytes.len() < BRIEF;
         let work = || self.0.read(rows, layers.as_deref(), bytes, dtype, &task);

@@ -9,7 +9,11 @@ mod about;
 mod array;
 mod compact;
 mod enter;
+mod limits;
 mod reader;
+mod scan;
+mod search;
+mod source;
 mod writer;
 
 #[pymodule]
@@ -19,6 +23,9 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<writer::Writer>()?;
     m.add_function(wrap_pyfunction!(array::concat, m)?)?;
     m.add_function(wrap_pyfunction!(compact::compact, m)?)?;
+    m.add_function(wrap_pyfunction!(limits::machine_limits, m)?)?;
+    m.add_function(wrap_pyfunction!(scan::scan, m)?)?;
+    m.add_function(wrap_pyfunction!(search::search, m)?)?;
     m.add_function(wrap_pyfunction!(about::build_info, m)?)?;
     m.add_function(wrap_pyfunction!(about::error_kinds, m)?)?;
     about::watch_forks(m)

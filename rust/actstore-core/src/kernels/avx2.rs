@@ -7,7 +7,8 @@ use super::{Kernels, scalar};
 
 /// The implementation, where the processor has what it needs.
 pub fn detect() -> Option<&'static Kernels> {
-    (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")).then_some(&KERNELS)
+    let all = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("fma");
+    all.then_some(&KERNELS)
 }
 
 /// A safe function over one compiled for instructions that [`detect`] has seen.
@@ -33,6 +34,7 @@ static KERNELS: Kernels = Kernels {
     copy: detected!(copy(src: &[u8], out: &mut [u8])),
     all_in: detected!(all_in(bytes: &[u8], set: &[bool; 256])),
     prefetch,
+    scores: super::score_avx2::SCORES,
 };
 
 #[inline]

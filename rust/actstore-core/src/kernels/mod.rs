@@ -4,13 +4,19 @@
 //! All of them work on bytes, little-endian and of any alignment: a plane holds the k-th byte of every
 //! element (blosc's shuffle), `join` puts elements together from their planes, `split` takes them apart.
 
+mod cast;
 pub mod huffman;
 pub mod scalar;
+pub mod score_scalar;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod score_avx2;
 
 use std::sync::OnceLock;
+
+pub use cast::{as_floats, bytes_of};
 
 use crate::dtype::Dtype;
 
@@ -47,12 +53,42 @@ pub struct Kernels {
     pub all_in: AllIn,
     /// Tells the processor that bytes will be read soon.
     pub prefetch: fn(&[u8]),
+    /// Scores of rows against queries.
+    pub scores: Scores,
 }
 
-/// The best implementation this processor runs.
+/// The loops of search; see [`score_scalar`], which specifies them. Rows are `[n, dim]`, `dim` at least 1.
+pub struct Scores {
+    /// The dot product, exactly as the ranking contract has it.
+    pub dot: fn(&[f32], &[f32]) -> f64,
+    /// The squared distance, likewise.
+    pub square_distance: fn(&[f32], &[f32]) -> f64,
+    /// The quick sum of squares of each row.
+    pub squares: fn(&[f32], usize, &mut [f32]),
+    /// Quick products of rows with up to [`score_scalar::FEW`] queries `[n, dim]`, and the sums of squares.
+    pub few: fn(&[f32], usize, &[f32], &mut [f32], &mut [f32]),
+    /// Quick products of rows with a panel, `[dim, 16]`, of queries, as `[n, 16]`. Meanwhile the last
+    /// argument, what will be read next, is fetched from memory.
+    pub panel: fn(&[f32], usize, &[f32], &mut [f32], &[f32]),
+    /// Where `[n, 16]` scores are not below base + bias + norm x slope: base and slope are of a query, bias
+    /// and norm of a row. Pushes the row and a bit for each query.
+    pub passing: Passing,
+    /// Nothing but float32 multiply-adds in registers; how many operations they were.
+    pub work: fn(usize) -> f64,
+}
+
+type Wide = [f32; score_scalar::WIDE];
+type Passing = fn(&[f32], &Wide, &Wide, &[f32], &[f32], &mut Vec<(u32, u16)>);
+
+/// The best implementation this processor runs, or the one named by `ACTSTORE_INSTRUCTION_SET` when the
+/// process first asks.
 pub fn kernels() -> &'static Kernels {
     static CHOSEN: OnceLock<&'static Kernels> = OnceLock::new();
-    CHOSEN.get_or_init(|| available()[0])
+    CHOSEN.get_or_init(|| {
+        let wanted = std::env::var("ACTSTORE_INSTRUCTION_SET").ok();
+        let all = available();
+        *all.iter().find(|kernels| Some(kernels.name) == wanted.as_deref()).unwrap_or(&all[0])
+    })
 }
 
 /// Every implementation this processor runs, the best first.

@@ -11,82 +11,31 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::dtype::Dtype;
-use crate::error::{Error, Kind, Result};
-use crate::format::blosc::Decoded;
-use crate::format::codec::{self, Scratch};
-use crate::format::record::ArrayRecord;
+use crate::error::{Error, Result};
 use crate::format::zarr::ArrayMeta;
 use crate::kernels;
 use crate::process::{Task, pool};
 use crate::selection::Rows;
-use crate::store::chunk::{emit, straighten};
-use crate::store::reader::Shared;
-use crate::store::shard_file::{Expected, OpenShard};
-use crate::store::{Verify, view};
+use crate::store::Verify;
+use crate::store::chunk::emit;
+use crate::store::part::{Buffers, PartArray};
+use crate::store::segments::{Picks, Segment};
+use crate::store::shard_file::OpenShard;
 
 thread_local! {
-    static BUFFERS: RefCell<Buffers> = RefCell::default();
-}
-
-/// What a thread reads and decodes into.
-#[derive(Default)]
-struct Buffers {
-    chunk: Vec<u8>,
-    scratch: Scratch,
-    elements: Vec<u8>,
+    /// What a thread reads and decodes into; several when a read runs within another.
+    static BUFFERS: RefCell<Vec<Buffers>> = RefCell::default();
 }
 
 /// Work below this many bytes is not worth waking other threads for.
 const SMALL: usize = 128 << 10;
 
-/// One array of one part, at one commit.
-pub(crate) struct PartArray {
-    pub(crate) store: Arc<Shared>,
-    /// Its number among the arrays of its part: half of a shard's key in the cache.
-    pub(crate) number: usize,
-    pub(crate) name: String,
-    pub(crate) meta: ArrayMeta,
-    pub(crate) record: Option<ArrayRecord>,
-}
-
 /// An array, the rows of its parts one after the other.
 #[derive(Clone)]
 pub struct Array {
-    parts: Vec<Arc<PartArray>>,
+    pub(crate) parts: Vec<Arc<PartArray>>,
     /// The first row of each part, and the number of all.
-    starts: Vec<usize>,
-}
-
-/// A chunk's rows, and the rows of the result they go to.
-struct Segment {
-    part: usize,
-    /// The chunk's place along the rows of its part.
-    group: usize,
-    /// Row within the chunk, row of the result; in order of the latter.
-    picks: Picks,
-}
-
-enum Picks {
-    /// Rows `first..first + n` of the chunk to consecutive rows of the result.
-    Run { first: usize, n: usize },
-    /// Rows of the chunk, one by one.
-    List(Vec<u32>),
-}
-
-impl Picks {
-    fn len(&self) -> usize {
-        match self {
-            Picks::Run { n, .. } => *n,
-            Picks::List(list) => list.len(),
-        }
-    }
-
-    fn get(&self, i: usize) -> usize {
-        match self {
-            Picks::Run { first, .. } => first + i,
-            Picks::List(list) => list[i] as usize,
-        }
-    }
+    pub(crate) starts: Vec<usize>,
 }
 
 impl Array {
@@ -215,7 +164,7 @@ impl Read<'_> {
             Rows::Range(start, stop) if self.layers.len() == 1 => {
                 let mut rest = out;
                 let mut tasks = Vec::new();
-                for segment in self.segments_of_range(start, stop) {
+                for segment in self.array.segments_of_range(start, stop) {
                     let (mine, after) = rest.split_at_mut(segment.picks.len() * row);
                     rest = after;
                     tasks.push((segment, mine));
@@ -227,7 +176,7 @@ impl Read<'_> {
             Rows::Range(start, stop) => {
                 let mut cells = out.chunks_exact_mut(self.cell);
                 let mut tasks = Vec::new();
-                for segment in self.segments_of_range(start, stop) {
+                for segment in self.array.segments_of_range(start, stop) {
                     let n = segment.picks.len();
                     let mut by_layer: Vec<Vec<&mut [u8]>> = self.layers.iter().map(|_| Vec::with_capacity(n)).collect();
                     for _ in 0..n {
@@ -245,7 +194,7 @@ impl Read<'_> {
                     .try_for_each(|(segment, layer, cells)| self.fill(&segment, layer, Target::Cells(cells)))
             }
             Rows::List(list) => {
-                let (segments, orders) = self.segments_of_list(list);
+                let (segments, orders) = self.array.segments_of_list(list);
                 let mut cells: Vec<Option<&mut [u8]>> = out.chunks_exact_mut(self.cell).map(Some).collect();
                 let mut tasks = Vec::new();
                 for (segment, order) in segments.into_iter().zip(orders) {
@@ -260,49 +209,6 @@ impl Read<'_> {
                     .try_for_each(|(segment, layer, cells)| self.fill(&segment, layer, Target::Cells(cells)))
             }
         }
-    }
-
-    /// A segment for each chunk that a range of rows touches, in order.
-    fn segments_of_range(&self, start: usize, stop: usize) -> Vec<Segment> {
-        let mut segments = Vec::new();
-        for (part, bounds) in self.array.starts.windows(2).enumerate() {
-            let (mut row, end) = (start.max(bounds[0]), stop.min(bounds[1]));
-            let chunk = self.array.parts[part].meta.chunk[0];
-            while row < end {
-                let (group, first) = ((row - bounds[0]) / chunk, (row - bounds[0]) % chunk);
-                let n = (chunk - first).min(end - row);
-                segments.push(Segment { part, group, picks: Picks::Run { first, n } });
-                row += n;
-            }
-        }
-        segments
-    }
-
-    /// A segment for each chunk that rows of a list touch, and the places in the list they have.
-    fn segments_of_list(&self, list: &[i64]) -> (Vec<Segment>, Vec<Vec<usize>>) {
-        let starts = &self.array.starts;
-        // The number of the first chunk of each part, to count chunks through.
-        let mut bases = vec![0usize];
-        for (part, bounds) in self.array.parts.iter().zip(starts.windows(2)) {
-            bases.push(bases[bases.len() - 1] + (bounds[1] - bounds[0]).div_ceil(part.meta.chunk[0]));
-        }
-        let mut places: Vec<(usize, u32, usize)> = Vec::with_capacity(list.len());
-        for (i, row) in list.iter().enumerate() {
-            let row = *row as usize;
-            let part = starts.partition_point(|s| *s <= row) - 1;
-            let chunk = self.array.parts[part].meta.chunk[0];
-            let within = row - starts[part];
-            places.push((bases[part] + within / chunk, (within % chunk) as u32, i));
-        }
-        places.sort_unstable();
-        let (mut segments, mut orders) = (Vec::new(), Vec::new());
-        for run in places.chunk_by(|a, b| a.0 == b.0) {
-            let part = bases.partition_point(|b| *b <= run[0].0) - 1;
-            let picks = Picks::List(run.iter().map(|p| p.1).collect());
-            segments.push(Segment { part, group: run[0].0 - bases[part], picks });
-            orders.push(run.iter().map(|p| p.2).collect());
-        }
-        (segments, orders)
     }
 
     /// Rows one by one out of mapped shards.
@@ -352,76 +258,66 @@ impl Read<'_> {
     fn fill(&self, segment: &Segment, layer: usize, mut target: Target<'_>) -> Result<()> {
         self.task.check()?;
         let part = &self.array.parts[segment.part];
-        let meta = &part.meta;
-        let [chunk_rows, chunk_layers, chunk_dim] = meta.chunk;
-        let per_shard = meta.shard[0] / chunk_rows;
-        let inner = meta.inner_grid();
-        BUFFERS.with_borrow_mut(|buffers| {
-            // Ours have one chunk here; others may cut the dim as well.
-            for column in 0..meta.shape[2].div_ceil(chunk_dim) {
-                let at = [segment.group, layer / chunk_layers, column];
-                let shard = [at[0] / per_shard, at[1] / inner[1], at[2] / inner[2]];
-                let chunk = ((at[0] % per_shard) * inner[1] + at[1] % inner[1]) * inner[2] + at[2] % inner[2];
-                let dims = column * chunk_dim..((column + 1) * chunk_dim).min(meta.shape[2]);
-                let place = || {
-                    format!(
-                        "'{}' of {}, shard {}, chunk {:?}",
-                        part.name,
-                        part.store.path.display(),
-                        shard[0],
-                        [at[0] % per_shard, layer, column]
-                    )
-                };
-                let Some(open) = part.shard(shard)? else {
-                    target.each(segment, |_, cell| {
-                        part.fill(&mut cell[dims.start * self.dtype.size()..dims.end * self.dtype.size()], self.dtype);
-                    });
-                    continue;
-                };
-                let Buffers { chunk: buffer, scratch, elements } = buffers;
-                let raw = part.maps();
-                let bytes = if raw && open.mapped(chunk).is_some() {
-                    Some(part.checked(&open, chunk, shard[0])?)
-                } else {
-                    open.chunk(chunk, buffer).map_err(|error| part.explain(error).at(place()))?
-                };
-                let Some(bytes) = bytes else {
-                    target.each(segment, |_, cell| {
-                        part.fill(&mut cell[dims.start * self.dtype.size()..dims.end * self.dtype.size()], self.dtype);
-                    });
-                    continue;
-                };
-                let size = meta.dtype.size();
-                let decoded = if raw {
-                    Decoded::Elements(bytes)
-                } else {
-                    let decoded = meta.chain.decode(bytes, meta.chunk_bytes(), size, scratch);
-                    decoded.map_err(|error| part.explain(error).at(place()))?
-                };
-                let decoded = straighten(decoded, meta, elements);
-                let offset = (layer % chunk_layers) * chunk_dim;
-                let stride = chunk_layers * chunk_dim;
-                let n = dims.len();
-                match &mut target {
-                    Target::Whole(out) if stride == n && n == meta.shape[2] => {
-                        let Picks::Run { first, n: rows } = segment.picks else {
-                            unreachable!("whole slices are of runs")
-                        };
-                        emit(&decoded, first * stride, rows * stride, meta.dtype, out, self.dtype);
-                    }
-                    target => target.each(segment, |row, cell| {
-                        let cell = &mut cell[dims.start * self.dtype.size()..dims.end * self.dtype.size()];
-                        emit(&decoded, row * stride + offset, n, meta.dtype, cell, self.dtype);
-                    }),
-                }
-            }
-            Ok(())
-        })
+        with_buffers(1, |buffers| fill(part, segment, layer, self.dtype, &mut target, &mut buffers[0]))
     }
 }
 
+/// Gives a closure `n` of this thread's buffers. They are taken out meanwhile: what runs may read again.
+pub(crate) fn with_buffers<T>(n: usize, work: impl FnOnce(&mut [Buffers]) -> T) -> T {
+    /// Buffers that a thread keeps, of some 2 MiB each: making them costs as much as decoding does.
+    const KEPT: usize = 16;
+    let mut buffers = BUFFERS.with_borrow_mut(|kept| kept.split_off(kept.len().saturating_sub(n)));
+    buffers.resize_with(n, Buffers::default);
+    let done = work(&mut buffers);
+    BUFFERS.with_borrow_mut(|kept| {
+        kept.append(&mut buffers);
+        kept.truncate(KEPT);
+    });
+    done
+}
+
+/// Fills what one chunk, or one row of chunks, has of a layer.
+pub(crate) fn fill(
+    part: &PartArray,
+    segment: &Segment,
+    layer: usize,
+    dtype: Dtype,
+    target: &mut Target<'_>,
+    buffers: &mut Buffers,
+) -> Result<()> {
+    let meta = &part.meta;
+    let [_, chunk_layers, chunk_dim] = meta.chunk;
+    // Ours have one chunk here; others may cut the dim as well.
+    for column in 0..meta.shape[2].div_ceil(chunk_dim) {
+        let place = part.place(segment.group, layer, column);
+        let dims = column * chunk_dim..((column + 1) * chunk_dim).min(meta.shape[2]);
+        let bytes = dims.start * dtype.size()..dims.end * dtype.size();
+        let open = part.shard(place.shard)?;
+        let decoded = match &open {
+            Some(open) => part.decode(open, place, buffers)?,
+            None => None,
+        };
+        let Some(decoded) = decoded else {
+            target.each(segment, |_, cell| part.fill(&mut cell[bytes.clone()], dtype));
+            continue;
+        };
+        let offset = (layer % chunk_layers) * chunk_dim;
+        let stride = chunk_layers * chunk_dim;
+        let n = dims.len();
+        match (&mut *target, &segment.picks) {
+            (Target::Whole(out), Picks::Run { first, n: rows }) if stride == n && n == meta.shape[2] => {
+                emit(&decoded, first * stride, rows * stride, meta.dtype, out, dtype);
+            }
+            (target, _) => target.each(segment, |row, cell| {
+                emit(&decoded, row * stride + offset, n, meta.dtype, &mut cell[bytes.clone()], dtype);
+            }),
+        }
+    }
+    Ok(())
+}
+
 /// Where a chunk's rows go.
-enum Target<'a> {
+pub(crate) enum Target<'a> {
     /// To one slice, row after row.
     Whole(&'a mut [u8]),
     /// Each to its own.
@@ -443,101 +339,6 @@ impl Target<'_> {
                     put(segment.picks.get(i), cell);
                 }
             }
-        }
-    }
-}
-
-impl PartArray {
-    /// Whether its shards are mapped and read in place.
-    pub(crate) fn maps(&self) -> bool {
-        self.meta.chain.is_raw() && self.meta.is_ours()
-    }
-
-    /// What the record says of a shard.
-    pub(crate) fn expected(&self, shard: usize) -> Result<Expected<'_>> {
-        let Some(record) = &self.record else { return Ok(Expected::Any) };
-        if let Some((_, sums)) = record.shards.get(shard) {
-            return Ok(Expected::Full(sums));
-        }
-        let tail = record.tail.as_ref().filter(|_| shard == record.shards.len());
-        tail.map(Expected::Tail)
-            .ok_or_else(|| Error::metadata(format!("no shard {shard} of '{}' was committed", self.name)))
-    }
-
-    /// The open shard at a place of the grid; None where Zarr's fill value stands for it.
-    pub(crate) fn shard(&self, index: [usize; 3]) -> Result<Option<Arc<OpenShard>>> {
-        let grid = self.meta.grid();
-        let number = (index[0] * grid[1] + index[1]) * grid[2] + index[2];
-        let place = || format!("'{}' of {}, shard {}", self.name, self.store.path.display(), index[0]);
-        let found = self.store.shards()?.get((self.number, number), || {
-            let path = self.store.path.join(&self.name).join(self.meta.key(index));
-            OpenShard::open(&path, &self.meta, &self.expected(index[0])?, self.maps())
-        });
-        match found {
-            Ok(None) if self.record.is_some() => {
-                Err(Error::new(Kind::MissingShard, format!("{}: the file is missing; nothing stands for it", place())))
-            }
-            Ok(found) => Ok(found),
-            Err(error) => Err(self.explain(error).at(place())),
-        }
-    }
-
-    /// A mapped chunk without its checksum, which is computed the first time, or every time.
-    fn checked<'a>(&self, open: &'a OpenShard, chunk: usize, shard: usize) -> Result<&'a [u8]> {
-        let verify = match self.store.verify {
-            Verify::First => !open.is_checked(chunk),
-            Verify::Always => true,
-            Verify::Never => false,
-        };
-        let damaged = |error: Error| {
-            let place = [chunk / self.meta.shape[1], chunk % self.meta.shape[1], 0];
-            self.explain(error).at(format!(
-                "'{}' of {}, shard {shard}, chunk {place:?}",
-                self.name,
-                self.store.path.display()
-            ))
-        };
-        let bytes = open.mapped(chunk).ok_or_else(|| damaged(Error::truncated("the chunk is not in the file")))?;
-        let data = if verify {
-            if open.chunk(chunk, &mut Vec::new()).map_err(damaged)?.is_none() {
-                return Err(damaged(Error::truncated("the chunk is absent")));
-            }
-            if self.meta.chain.codecs.is_empty() { bytes } else { codec::check(bytes).map_err(damaged)? }
-        } else {
-            &bytes[..bytes.len().saturating_sub(4 * self.meta.chain.codecs.len())]
-        };
-        if data.len() != self.meta.chunk_bytes() {
-            return Err(damaged(Error::checksum(format!(
-                "{} bytes where {} belong",
-                data.len(),
-                self.meta.chunk_bytes()
-            ))));
-        }
-        if verify {
-            open.set_checked(chunk);
-        }
-        Ok(data)
-    }
-
-    /// Puts the fill value.
-    fn fill(&self, out: &mut [u8], dtype: Dtype) {
-        let mut value = vec![0; dtype.size()];
-        kernels::convert(&self.meta.fill, self.meta.dtype, &mut value, dtype);
-        for slot in out.chunks_exact_mut(value.len()) {
-            slot.copy_from_slice(&value);
-        }
-    }
-
-    /// Damage, or a compaction since this view was opened?
-    pub(crate) fn explain(&self, error: Error) -> Error {
-        if matches!(error.kind, Kind::Io | Kind::Interrupted) || self.record.is_none() {
-            return error;
-        }
-        match view::newest_record(&self.store.path) {
-            Ok(Some(record)) if record.generation > self.store.generation => {
-                Error::new(Kind::Compacted, "the store was compacted since it was opened: call refresh()")
-            }
-            _ => error,
         }
     }
 }

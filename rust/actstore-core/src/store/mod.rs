@@ -2,19 +2,23 @@
 
 pub mod array;
 mod array_writer;
+mod blocks;
 mod chunk;
 mod compact;
 mod files;
 pub mod lock;
 mod mmap;
+mod part;
 mod pipeline;
 pub mod reader;
+mod segments;
 mod shard_file;
 mod verify;
 mod view;
 pub mod writer;
 
 pub use array::Array;
+pub use blocks::Selection;
 pub use compact::{Compaction, compact};
 pub use reader::{Reader, Usage};
 pub use verify::{Damage, Report};

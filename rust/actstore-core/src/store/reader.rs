@@ -12,8 +12,9 @@ use crate::format::shard::{self, Span};
 use crate::format::zarr::ArrayMeta;
 use crate::process::PerProcess;
 use crate::store::Verify;
-use crate::store::array::{Array, PartArray};
+use crate::store::array::Array;
 use crate::store::array_writer::ALIGN;
+use crate::store::part::PartArray;
 use crate::store::shard_file::ShardCache;
 use crate::store::view::View;
 

@@ -557,8 +557,8 @@ fn drop_records(store: &Path, below: u64) {
     }
 }
 
-/// What a killed writer put in place but never committed: shards past the record, and columns that the
-/// record does not know. Nodes that somebody else put beside the store's own are left alone.
+/// What a killed writer put in place but never committed: shards past the record, and columns and derived
+/// arrays that the record does not know. Other nodes that somebody put beside the store's own are left alone.
 pub(crate) fn orphans(store: &Path, record: &Record) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![String::new()];
@@ -572,10 +572,20 @@ pub(crate) fn orphans(store: &Path, record: &Record) -> Result<Vec<PathBuf>> {
                 let shards = store.join(&path).join("c");
                 let past = |entry: &String| entry.parse::<u64>().is_ok_and(|number| number >= known);
                 found.extend(files::list(&shards)?.into_iter().filter(past).map(|entry| shards.join(entry)));
-            } else if path.contains('/') && store.join(&path).join("zarr.json").is_file() {
+            } else if is_orphan(store, &path) {
                 found.push(store.join(&path));
             }
         }
     }
     Ok(found)
+}
+
+/// Whether a node that the record does not know is of ours: inside our groups all are, beside them derived arrays.
+fn is_orphan(store: &Path, path: &str) -> bool {
+    let file = store.join(path).join("zarr.json");
+    if path.contains('/') {
+        return file.is_file();
+    }
+    let node = files::read_json(&file).ok().flatten();
+    node.is_some_and(|node| node.pointer("/attributes/actstore/derived").is_some())
 }

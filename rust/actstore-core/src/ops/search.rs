@@ -1,0 +1,292 @@
+//! Exact top-k over blocks: quick scores find the few rows that could be among the best, exact ones rank
+//! them.
+//!
+//! Rows are taken in tiles that stay in the cache. Quick float32 products of a tile with sixteen queries
+//! at a time are compared with what each query's best k have reached so far, less a proven error bound;
+//! the rows that pass are scored again in the arithmetic of the ranking contract (float64 in a fixed
+//! order), and only that score counts. So the result is the same for any threads, tiles and instruction
+//! sets. Rows and queries for which the bound does not hold (not finite, or so large or small that
+//! float32 would overflow or lose its precision) are scored exactly throughout.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+use crate::blocks::Blocks;
+use crate::error::{Error, Result};
+use crate::kernels::kernels;
+use crate::kernels::score_scalar::WIDE;
+use crate::ops::scorer::{Prepared, Queries};
+use crate::ops::tile::Tile;
+use crate::ops::topk::{Hit, Threshold, TopK};
+use crate::process::{Task, pool};
+
+/// Floats of a tile, all layers together: half the second-level cache of most machines.
+const TILE: usize = 48 << 10;
+/// Bytes that the threads' best hits may take; more queries are searched one batch after the other.
+const HEAP_BYTES: usize = 128 << 20;
+/// What is asked besides the queries.
+#[derive(Clone, Copy)]
+pub struct Ask<'a> {
+    /// How many rows for each query.
+    pub k: usize,
+    /// The least score of a hit.
+    pub min_score: Option<f32>,
+    /// Leave rows with NaN out rather than refuse them.
+    pub skip_nan: bool,
+    /// What each row of the array is called in the result; its number without.
+    pub names: Option<&'a [i64]>,
+}
+
+/// What was found.
+#[derive(Default)]
+pub struct Found {
+    /// The hits of each query, the best first; as many as there are up to k.
+    pub hits: Vec<Vec<Hit>>,
+    /// How many scores were computed exactly.
+    pub rescored: u64,
+}
+
+/// The best rows of `source` for each query.
+pub fn search(source: &dyn Blocks, queries: &Queries<'_>, ask: &Ask<'_>, task: &Task) -> Result<Found> {
+    let pool = pool(task.threads)?;
+    let threads = pool.current_num_threads();
+    let per_query = (ask.k.min(source.shape()[0]).max(1)) * size_of::<Hit>() * threads;
+    let batch = (HEAP_BYTES / per_query / WIDE * WIDE).max(WIDE);
+    let mut found = Found::default();
+    let batches = queries.n().div_ceil(batch).max(1);
+    let [rows, layers, _] = source.shape();
+    task.expect((rows * layers * batches) as u64);
+    for i in 0..batches {
+        let some = queries.prepare(i * batch..queries.n().min((i + 1) * batch));
+        let panels = some.n.div_ceil(WIDE);
+        // Few groups are shared out by queries as well.
+        let shares = (4 * threads).div_ceil(source.groups().max(1)).clamp(1, panels.max(1));
+        let thresholds = (0..some.n).map(|_| Threshold::new(ask.min_score.unwrap_or(f32::NEG_INFINITY)));
+        let pass = Pass {
+            source,
+            queries: &some,
+            ask,
+            task,
+            thresholds: thresholds.collect(),
+            shares,
+            next: AtomicUsize::new(0),
+        };
+        found.add(pool.install(|| pass.run(threads))?, &some, ask)?;
+    }
+    Ok(found)
+}
+
+impl Found {
+    /// Adds what the threads found for a batch of queries.
+    fn add(&mut self, workers: Vec<Hits>, queries: &Prepared<'_>, ask: &Ask<'_>) -> Result<()> {
+        let mut nan = Nan::default();
+        let mut hits: Vec<Vec<Hit>> = (0..queries.n).map(|_| Vec::new()).collect();
+        for worker in workers {
+            nan.add(worker.nan);
+            self.rescored += worker.rescored;
+            for (hits, top) in hits.iter_mut().zip(worker.top) {
+                hits.extend(top.into_hits());
+            }
+        }
+        nan.check(ask)?;
+        for hits in &mut hits {
+            hits.sort_unstable();
+            hits.truncate(ask.k);
+        }
+        self.hits.append(&mut hits);
+        Ok(())
+    }
+}
+
+/// Rows that have no score.
+#[derive(Default)]
+struct Nan {
+    /// Rows that hold a NaN, and the first of them.
+    rows: usize,
+    first: Option<i64>,
+    /// Rows whose infinities make a NaN with some query.
+    undefined: BTreeSet<i64>,
+}
+
+impl Nan {
+    fn see(&mut self, row: i64) {
+        self.rows += 1;
+        self.first = Some(self.first.map_or(row, |first| first.min(row)));
+    }
+
+    fn add(&mut self, mut other: Nan) {
+        self.rows += other.rows;
+        self.first = self.first.into_iter().chain(other.first).min();
+        self.undefined.append(&mut other.undefined);
+    }
+
+    fn check(&self, ask: &Ask<'_>) -> Result<()> {
+        let count = self.rows + self.undefined.len();
+        let first = self.first.iter().chain(self.undefined.first()).min();
+        match first {
+            Some(first) if !ask.skip_nan => Err(Error::invalid(format!(
+                "{count} {} NaN or score as NaN, the first is row {first}; on_nan='skip' leaves them out",
+                if count == 1 { "row is" } else { "rows are" }
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// One batch of queries over all rows.
+struct Pass<'a> {
+    source: &'a dyn Blocks,
+    queries: &'a Prepared<'a>,
+    ask: &'a Ask<'a>,
+    task: &'a Task,
+    thresholds: Vec<Threshold>,
+    /// Tasks that the queries of a group are cut into.
+    shares: usize,
+    next: AtomicUsize,
+}
+
+/// What one thread has found.
+#[derive(Default)]
+struct Hits {
+    top: Vec<TopK>,
+    nan: Nan,
+    rescored: u64,
+}
+
+impl Pass<'_> {
+    fn run(&self, threads: usize) -> Result<Vec<Hits>> {
+        let units = self.source.groups() * self.shares;
+        (0..threads.min(units.max(1)))
+            .into_par_iter()
+            .with_max_len(1)
+            .map(|_| {
+                let mut hits = Hits::default();
+                hits.top.resize_with(self.queries.n, TopK::default);
+                let (mut tile, mut buffers) = (Tile::default(), Vec::new());
+                loop {
+                    let unit = self.next.fetch_add(1, Ordering::Relaxed);
+                    if unit >= units {
+                        return Ok(hits);
+                    }
+                    if let Err(error) = self.unit(unit, &mut hits, &mut tile, &mut buffers) {
+                        self.next.store(units, Ordering::Relaxed);
+                        return Err(error);
+                    }
+                }
+            })
+            .collect()
+    }
+
+    /// One group, and its share of the queries.
+    fn unit(&self, unit: usize, hits: &mut Hits, tile: &mut Tile, buffers: &mut Vec<Vec<f32>>) -> Result<()> {
+        let [_, n_layers, dim] = self.source.shape();
+        let (group, share) = (unit / self.shares, unit % self.shares);
+        let panels = self.queries.n.div_ceil(WIDE);
+        let panels = panels * share / self.shares..panels * (share + 1) / self.shares;
+        let layers: Vec<usize> = (0..n_layers).collect();
+        let positions = self.source.positions(group);
+        let step = (TILE / (n_layers * dim) / 6 * 6).max(6);
+        buffers.resize_with(n_layers, Vec::new);
+        self.source.with_group(group, &layers, &mut |decoded| {
+            for start in (0..positions.len()).step_by(step) {
+                self.task.check()?;
+                let range = start..positions.len().min(start + step);
+                let name = |i: usize| {
+                    let row = self.source.row(positions.get(start + i));
+                    self.ask.names.map_or(row as i64, |names| names[row])
+                };
+                let rows = decoded.iter().zip(buffers.iter_mut());
+                let rows: Vec<&[f32]> = rows.map(|(layer, buffer)| layer.floats(range.clone(), buffer)).collect();
+                let next = range.end..positions.len().min(range.end + step);
+                let coming = decoded.iter().map(|layer| layer.in_place(next.clone()).unwrap_or_default());
+                let coming: Vec<&[f32]> = coming.collect();
+                self.tile(&rows, &coming, start > 0, &panels, &name, hits, tile);
+            }
+            Ok(())
+        })?;
+        if share == 0 {
+            self.task.advance((positions.len() * n_layers) as u64);
+        }
+        Ok(())
+    }
+
+    /// A tile of rows against panels of queries; `coming` is the next, and `fetched` whether that was said of
+    /// this one.
+    #[allow(clippy::too_many_arguments)]
+    fn tile(
+        &self,
+        rows: &[&[f32]],
+        coming: &[&[f32]],
+        fetched: bool,
+        panels: &Range<usize>,
+        name: &dyn Fn(usize) -> i64,
+        hits: &mut Hits,
+        tile: &mut Tile,
+    ) {
+        let (queries, scores) = (self.queries, &kernels().scores);
+        let dim = queries.dim();
+        let row = |i: usize| -> Vec<&[f32]> { rows.iter().map(|rows| &rows[i * dim..(i + 1) * dim]).collect() };
+        tile.begin(rows[0].len() / dim, queries, rows.len());
+        // Rows that nobody has fetched yet are best read by the loop over norms, in one row: the panel
+        // loop's six streams would wait for each page.
+        let after = queries.are_few() || fetched;
+        if after {
+            tile.multiply(rows, queries, panels.start, coming, scores);
+        }
+        tile.measure(rows, queries, scores);
+        for i in tile.hard() {
+            let x = row(i);
+            if x.iter().any(|x| x.iter().any(|v| v.is_nan())) {
+                // Once, whatever the shares.
+                if panels.start == 0 {
+                    hits.nan.see(name(i));
+                }
+                continue;
+            }
+            for j in panels.start * WIDE..queries.n.min(panels.end * WIDE) {
+                self.take(j, name(i), queries.exact(j, &x, scores), hits);
+            }
+        }
+        for panel in panels.clone() {
+            if panel > panels.start {
+                tile.multiply(rows, queries, panel, &[], scores);
+            } else if !after {
+                tile.multiply(rows, queries, panel, coming, scores);
+            }
+            tile.compare(queries, panel, |j| self.thresholds[j].get(), scores);
+            for i in 0..rows[0].len() / dim {
+                let mut mask = tile.mask(i);
+                if mask == 0 {
+                    continue;
+                }
+                let x = row(i);
+                while mask != 0 {
+                    let slot = mask.trailing_zeros() as usize;
+                    mask &= mask - 1;
+                    let j = panel * WIDE + slot;
+                    // What is to be beaten may have risen since.
+                    if tile.passes(i, queries, panel, slot, self.thresholds[j].get()) {
+                        self.take(j, name(i), queries.exact(j, &x, scores), hits);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in the score of a row for a query.
+    fn take(&self, j: usize, row: i64, (score, layer): (f64, u32), hits: &mut Hits) {
+        hits.rescored += 1;
+        // Not -0, which equals 0: equal scores are ranked by row.
+        let score = score as f32 + 0.0;
+        if score.is_nan() {
+            hits.nan.undefined.insert(row);
+        } else if self.ask.min_score.is_none_or(|least| score >= least)
+            && let Some(reached) = hits.top[j].push(Hit { score, layer, row }, self.ask.k)
+        {
+            self.thresholds[j].raise(reached);
+        }
+    }
+}
