@@ -23,7 +23,7 @@ BELOW = {
     "error": set(),
     "dtype": {"error"},
     "selection": {"error"},
-    "process": {"error"},
+    "process": {"error", "kernels"},
     "kernels": {"error", "dtype"},
     "format": {"error", "dtype", "selection", "kernels"},
     "store": {"error", "dtype", "selection", "process", "kernels", "format", "blocks"},

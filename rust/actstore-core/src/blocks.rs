@@ -154,28 +154,54 @@ pub struct PickedRows {
     /// The rows, counted within the group, ascending.
     pub picks: Vec<u32>,
     /// Their positions in the list.
-    pub positions: Vec<usize>,
+    pub positions: Places,
 }
 
-/// Sorts rows into groups; `place` gives a row's group and its place in that.
+/// Positions of picked rows.
+#[derive(Debug)]
+pub enum Places {
+    /// From this on: the list is in order.
+    From(usize),
+    /// These.
+    List(Vec<usize>),
+}
+
+impl Places {
+    /// Of `n` rows.
+    pub fn of(&self, n: usize) -> Positions<'_> {
+        match self {
+            Places::From(first) => Positions::Run(*first, n),
+            Places::List(list) => Positions::List(list),
+        }
+    }
+}
+
+/// Sorts rows into groups; `place` gives a row's group and its place in that, both growing with the row.
 pub fn group_rows(list: &[i64], mut place: impl FnMut(usize) -> (usize, usize)) -> Vec<PickedRows> {
-    let mut places: Vec<(usize, u32, usize)> = Vec::with_capacity(list.len());
-    for (position, row) in list.iter().enumerate() {
+    let mut groups: Vec<PickedRows> = Vec::new();
+    if list.is_sorted() {
+        // Most lists are, and need no positions of their own.
+        for (position, row) in list.iter().enumerate() {
+            let (group, within) = place(*row as usize);
+            match groups.last_mut() {
+                Some(last) if last.group == group => last.picks.push(within as u32),
+                _ => groups.push(PickedRows { group, picks: vec![within as u32], positions: Places::From(position) }),
+            }
+        }
+        return groups;
+    }
+    let places = list.iter().enumerate().map(|(position, row)| {
         let (group, within) = place(*row as usize);
-        places.push((group, within as u32, position));
-    }
-    // Most lists are in order already.
-    if !places.is_sorted() {
-        places.sort_unstable();
-    }
-    places
-        .chunk_by(|a, b| a.0 == b.0)
-        .map(|run| PickedRows {
-            group: run[0].0,
-            picks: run.iter().map(|p| p.1).collect(),
-            positions: run.iter().map(|p| p.2).collect(),
-        })
-        .collect()
+        (group, within as u32, position)
+    });
+    let mut places: Vec<(usize, u32, usize)> = places.collect();
+    places.sort_unstable();
+    let groups = places.chunk_by(|a, b| a.0 == b.0).map(|run| PickedRows {
+        group: run[0].0,
+        picks: run.iter().map(|p| p.1).collect(),
+        positions: Places::List(run.iter().map(|p| p.2).collect()),
+    });
+    groups.collect()
 }
 
 impl<'a> Dense<'a> {
@@ -234,7 +260,7 @@ impl Blocks for Dense<'_> {
                 let first = group * self.span;
                 Positions::Run(first, self.span.min(stop - start - first))
             }
-            Rows::List(_) => Positions::List(&self.lists[group].positions),
+            Rows::List(_) => self.lists[group].positions.of(self.lists[group].picks.len()),
         }
     }
 
@@ -279,7 +305,8 @@ mod tests {
         let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(|i| i as f32).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let list: Vec<i64> = (0..900).map(|i| (i * 7919) % 700).collect();
-        for rows in [Rows::Range(13, 699), Rows::List(&list), Rows::Range(5, 5), Rows::List(&[])] {
+        let sorted: Vec<i64> = (0..900).map(|i| i * 7 / 9).collect();
+        for rows in [Rows::Range(13, 699), Rows::List(&list), Rows::List(&sorted), Rows::Range(5, 5), Rows::List(&[])] {
             let source = Dense::new(&bytes, Dtype::Float32, shape, rows, Some(&[2, 0])).unwrap();
             let mut seen = vec![0; rows.len()];
             for group in 0..source.groups() {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Kind, Result};
+use crate::kernels;
 
 /// A value of this process alone. A forked child makes its own and never touches the parent's, whose
 /// threads are gone and whose locks may be held for ever.
@@ -56,7 +57,11 @@ pub fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
     if let Some(pool) = pools.get(&threads) {
         return Ok(Arc::clone(pool));
     }
-    let built = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("actstore-{i}")).build();
+    let built = ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("actstore-{i}"))
+        .start_handler(|_| kernels::keep_denormals())
+        .build();
     let pool =
         Arc::new(built.map_err(|error| Error::new(Kind::Io, format!("cannot start {threads} threads: {error}")))?);
     pools.insert(threads, Arc::clone(&pool));

@@ -25,6 +25,10 @@ pub fn enter<T: Send>(
     work: impl FnOnce() -> actstore_core::Result<T> + Send,
 ) -> PyResult<T> {
     let pool = process::pool(task.threads).map_err(|error| raise(py, &error))?;
+    if pool.current_thread_index().is_some() {
+        // A reducer written in Python reads: the pool's own thread must not wait for the pool.
+        return enter_briefly(py, work);
+    }
     let progress = progress.map(|call| call.clone().unbind());
     let signal = Arc::new(Signal::default());
     let mut result = None;

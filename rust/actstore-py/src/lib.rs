@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 mod about;
 mod array;
+mod called;
 mod compact;
 mod enter;
 mod limits;
@@ -14,6 +15,7 @@ mod reader;
 mod scan;
 mod search;
 mod source;
+mod states;
 mod writer;
 
 #[pymodule]
@@ -25,6 +27,7 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(compact::compact, m)?)?;
     m.add_function(wrap_pyfunction!(limits::machine_limits, m)?)?;
     m.add_function(wrap_pyfunction!(scan::scan, m)?)?;
+    m.add_function(wrap_pyfunction!(states::merge_states, m)?)?;
     m.add_function(wrap_pyfunction!(search::search, m)?)?;
     m.add_function(wrap_pyfunction!(about::build_info, m)?)?;
     m.add_function(wrap_pyfunction!(about::error_kinds, m)?)?;

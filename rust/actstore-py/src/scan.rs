@@ -1,13 +1,19 @@
 //! One pass for several reducers, ours and those written in Python.
 
-use actstore_core::ops::{self, Block, Reducer, State, state_of, take_state};
-use actstore_core::{Error, Kind, Task};
-use numpy::{PyArray1, PyArrayMethods};
+use std::ops::Range;
+
+use actstore_core::ops::pool::{self, Output};
+use actstore_core::ops::{self, Examples, Histogram, Reducer, State, Summarize, take_state};
+use actstore_core::{Dtype, Error, Task};
+use numpy::{PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::array::{bytes, bytes_mut, dtype_of};
+use crate::called::Called;
 use crate::enter::{Threads, enter, raise};
 use crate::source::{ArrayArgument, RowsArgument, with_source};
+use crate::states;
 
 /// Runs rows of layers through reducers, each given as its kind and what it needs; their states.
 #[pyfunction]
@@ -22,110 +28,131 @@ pub fn scan(
     threads: Threads,
     progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Vec<Py<PyAny>>> {
+    let asked = reducers.iter().map(|(kind, what)| Asked::new(py, kind, what));
+    let asked: Vec<Asked<'_>> = asked.collect::<PyResult<_>>()?;
+    check_apart(py, &array, &asked)?;
     with_source(py, &array, &rows, layers.as_deref(), |source| {
-        let made = reducers.iter().map(|(kind, what)| Made::new(py, kind, what, source.shape()));
-        let made: Vec<Made> = made.collect::<PyResult<_>>()?;
+        let made: Vec<Made<'_>> = asked.iter().map(|asked| asked.make(py, source.shape())).collect::<PyResult<_>>()?;
         let all: Vec<&dyn Reducer> = made.iter().map(Made::reducer).collect();
         let task = Task::new(threads.0);
         let states = enter(py, &task, progress, || ops::scan(source, &all, &task));
         for reducer in &made {
-            reducer.raised(py)?;
+            reducer.raised()?;
         }
         made.iter().zip(states?).map(|(reducer, state)| reducer.export(py, state)).collect()
     })
 }
 
-/// A reducer, and how its state becomes Python's.
-enum Made {
-    Python(Called),
+/// A reducer as Python asks for it, and the arrays it gives.
+enum Asked<'py> {
+    Python(Bound<'py, PyDict>),
+    Summary,
+    Histogram,
+    Pool { kind: pool::Kind, offset: Vec<usize>, out: Bound<'py, PyUntypedArray> },
 }
 
-impl Made {
-    fn new(py: Python<'_>, kind: &str, what: &Bound<'_, PyDict>, shape: [usize; 3]) -> PyResult<Self> {
-        let part = |name: &str| what.as_any().get_item(name);
+impl<'py> Asked<'py> {
+    fn new(py: Python<'py>, kind: &str, what: &Bound<'py, PyDict>) -> PyResult<Self> {
         match kind {
-            "python" => Ok(Made::Python(Called {
-                new: part("new")?.unbind(),
-                update: part("update")?.unbind(),
-                merge: part("merge")?.unbind(),
-                dim: shape[2],
-                raised: std::sync::Mutex::new(None),
-            })),
-            _ => Err(raise(py, &Error::invalid(format!("no reducer '{kind}'")))),
+            "python" => Ok(Asked::Python(what.clone())),
+            "summary" => Ok(Asked::Summary),
+            "histogram" => Ok(Asked::Histogram),
+            "pool" => {
+                let part = |name: &str| what.as_any().get_item(name);
+                let kind: String = part("kind")?.extract()?;
+                Ok(Asked::Pool {
+                    kind: pool::Kind::parse(&kind).map_err(|error| raise(py, &error))?,
+                    offset: offsets(&part("offset")?)?,
+                    out: part("out")?.cast_into::<PyUntypedArray>()?,
+                })
+            }
+            _ => {
+                let known = "python, summary, histogram, pool";
+                Err(raise(py, &Error::invalid(format!("no reducer '{kind}': there are {known}"))))
+            }
         }
     }
 
+    fn make<'a>(&'a self, py: Python<'_>, [rows, layers, dim]: [usize; 3]) -> PyResult<Made<'a>> {
+        let wrong = |error: Error| raise(py, &error);
+        Ok(match self {
+            Asked::Python(what) => Made::Python(Called::new(what, dim)?),
+            Asked::Summary => Made::Summary(Summarize { layers, dim }),
+            Asked::Histogram => Made::Histogram(Histogram { layers }),
+            Asked::Pool { kind, offset, out } => {
+                let examples = Examples::new(offset.clone(), rows).map_err(wrong)?;
+                let shape = [examples.len(), layers, dim];
+                if out.shape() != shape {
+                    let message = format!("pooling needs an output of {shape:?}, not {:?}", out.shape());
+                    return Err(wrong(Error::shape(message)));
+                }
+                let dtype: Dtype = dtype_of(out)?;
+                let out = Output::new(bytes_mut(out)?, dtype, shape).map_err(wrong)?;
+                Made::Pool(pool::pool(*kind, examples, out))
+            }
+        })
+    }
+}
+
+/// Where each example begins, and the end of the last.
+fn offsets(offset: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    let wrong = |message: String| raise(offset.py(), &Error::invalid(message));
+    let array: PyReadonlyArray1<'_, i64> =
+        offset.extract().map_err(|_| wrong("offset is an array of int64 with one axis".into()))?;
+    let all = array.as_array().iter().map(|first| usize::try_from(*first)).collect::<Result<_, _>>();
+    all.map_err(|_| wrong("offset has a negative entry".into()))
+}
+
+/// An output that shares memory with another, or with what is read, would be written to while it is read.
+fn check_apart(py: Python<'_>, array: &ArrayArgument<'_>, asked: &[Asked<'_>]) -> PyResult<()> {
+    let mut taken: Vec<Range<*const u8>> = Vec::new();
+    if let ArrayArgument::Memory(array) = array {
+        taken.push(bytes(array)?.as_ptr_range());
+    }
+    for asked in asked {
+        if let Asked::Pool { out, .. } = asked {
+            let own = bytes(out)?.as_ptr_range();
+            if taken.iter().any(|other| own.start < other.end && other.start < own.end) {
+                return Err(raise(py, &Error::invalid("an output shares memory with another array of the call")));
+            }
+            taken.push(own);
+        }
+    }
+    Ok(())
+}
+
+/// A reducer, and how its state becomes Python's.
+enum Made<'a> {
+    Python(Called),
+    Summary(Summarize),
+    Histogram(Histogram),
+    Pool(Box<dyn Reducer + 'a>),
+}
+
+impl Made<'_> {
     fn reducer(&self) -> &dyn Reducer {
         match self {
             Made::Python(reducer) => reducer,
+            Made::Summary(reducer) => reducer,
+            Made::Histogram(reducer) => reducer,
+            Made::Pool(reducer) => &**reducer,
         }
     }
 
     /// What Python code raised meanwhile.
-    fn raised(&self, _py: Python<'_>) -> PyResult<()> {
+    fn raised(&self) -> PyResult<()> {
         match self {
-            Made::Python(reducer) => {
-                reducer.raised.lock().ok().and_then(|mut raised| raised.take()).map_or(Ok(()), Err)
-            }
+            Made::Python(reducer) => reducer.raised(),
+            _ => Ok(()),
         }
     }
 
-    fn export(&self, _py: Python<'_>, state: State) -> PyResult<Py<PyAny>> {
+    fn export(&self, py: Python<'_>, state: State) -> PyResult<Py<PyAny>> {
         match self {
             Made::Python(_) => Ok(take_state::<Py<PyAny>>(state)),
+            Made::Summary(reducer) => Ok(states::summary(py, reducer.layers(state), reducer.dim)?.into_any().unbind()),
+            Made::Histogram(reducer) => Ok(states::histogram(py, &reducer.counts(state))?.into_any().unbind()),
+            Made::Pool(_) => Ok(py.None()),
         }
-    }
-}
-
-/// A reducer written in Python. Its code runs under the GIL, the decoding beside it does not.
-struct Called {
-    new: Py<PyAny>,
-    update: Py<PyAny>,
-    merge: Py<PyAny>,
-    dim: usize,
-    /// The first exception that its code raised.
-    raised: std::sync::Mutex<Option<PyErr>>,
-}
-
-impl Called {
-    fn call<T>(&self, work: impl FnOnce(Python<'_>) -> PyResult<T>) -> actstore_core::Result<T> {
-        Python::attach(work).map_err(|error| {
-            if let Ok(mut raised) = self.raised.lock() {
-                raised.get_or_insert(error);
-            }
-            Error::new(Kind::Interrupted, "a reducer raised")
-        })
-    }
-}
-
-impl Reducer for Called {
-    fn new_state(&self) -> actstore_core::Result<State> {
-        self.call(|py| Ok(Box::new(self.new.call0(py)?) as State))
-    }
-
-    fn update(&self, state: &mut State, block: &Block<'_>) -> actstore_core::Result<()> {
-        self.call(|py| {
-            let positions = (0..block.positions.len()).map(|i| block.positions.get(i) as i64);
-            let positions = PyArray1::from_iter(py, positions);
-            let values = PyArray1::from_slice(py, block.values).reshape([block.positions.len(), self.dim])?;
-            let state = state_of::<Py<PyAny>>(state);
-            let returned = self.update.call1(py, (state.bind(py), block.layer, positions, values))?;
-            if !returned.is_none(py) {
-                *state = returned;
-            }
-            Ok(())
-        })
-    }
-
-    fn merge(&self, state: &mut State, after: State) -> actstore_core::Result<()> {
-        self.call(|py| {
-            let state = state_of::<Py<PyAny>>(state);
-            *state = self.merge.call1(py, (state.bind(py), take_state::<Py<PyAny>>(after)))?;
-            Ok(())
-        })
-    }
-
-    fn wants_groups(&self) -> bool {
-        true
     }
 }

@@ -34,6 +34,7 @@ static KERNELS: Kernels = Kernels {
     copy: detected!(copy(src: &[u8], out: &mut [u8])),
     all_in: detected!(all_in(bytes: &[u8], set: &[bool; 256])),
     prefetch,
+    reduce: super::reduce_avx2::REDUCE,
     scores: super::score_avx2::SCORES,
 };
 

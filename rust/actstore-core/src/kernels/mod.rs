@@ -5,18 +5,23 @@
 //! element (blosc's shuffle), `join` puts elements together from their planes, `split` takes them apart.
 
 mod cast;
+mod floats;
 pub mod huffman;
+pub mod reduce_scalar;
 pub mod scalar;
 pub mod score_scalar;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod reduce_avx2;
+#[cfg(target_arch = "x86_64")]
 mod score_avx2;
 
 use std::sync::OnceLock;
 
 pub use cast::{as_floats, bytes_of};
+pub use floats::keep_denormals;
 
 use crate::dtype::Dtype;
 
@@ -53,11 +58,14 @@ pub struct Kernels {
     pub all_in: AllIn,
     /// Tells the processor that bytes will be read soon.
     pub prefetch: fn(&[u8]),
+    /// Sums and extremes over rows.
+    pub reduce: reduce_scalar::Reduce,
     /// Scores of rows against queries.
     pub scores: Scores,
 }
 
 /// The loops of search; see [`score_scalar`], which specifies them. Rows are `[n, dim]`, `dim` at least 1.
+#[allow(clippy::type_complexity)]
 pub struct Scores {
     /// The dot product, exactly as the ranking contract has it.
     pub dot: fn(&[f32], &[f32]) -> f64,

@@ -19,6 +19,7 @@ pub static KERNELS: Kernels = Kernels {
     copy: |src, out| out.copy_from_slice(src),
     all_in: |bytes, set| bytes.iter().all(|b| set[usize::from(*b)]),
     prefetch: |_| (),
+    reduce: super::reduce_scalar::REDUCE,
     scores: super::score_scalar::SCORES,
 };
 

@@ -262,11 +262,11 @@ fn tile<const T: usize, const FETCH: bool>(
         }
         // SAFETY: `k < dims.len()`, and the panel's slice has `dims.len()` times sixteen floats.
         let (low, high) = unsafe { (_mm256_loadu_ps(q.add(k * WIDE)), _mm256_loadu_ps(q.add(k * WIDE + 8))) };
-        for t in 0..T {
+        for (t, sums) in sums.iter_mut().enumerate() {
             // SAFETY: `t < T` rows of `dim` floats are there, and `dims` ends at `dim` at most.
             let x = unsafe { _mm256_broadcast_ss(&*x.add(t * dim + dims.start + k)) };
-            sums[t][0] = _mm256_fmadd_ps(x, low, sums[t][0]);
-            sums[t][1] = _mm256_fmadd_ps(x, high, sums[t][1]);
+            sums[0] = _mm256_fmadd_ps(x, low, sums[0]);
+            sums[1] = _mm256_fmadd_ps(x, high, sums[1]);
         }
     }
     for (sums, out) in sums.into_iter().zip(out.as_chunks_mut::<8>().0.chunks_exact_mut(2)) {

@@ -137,7 +137,7 @@ mod tests {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 let unit = (state >> 40) as f32 / (1 << 23) as f32 - 1.0;
                 // Scales apart, as outlier channels have them.
-                unit * if state % 61 == 0 { 300.0 } else { 1.0 }
+                unit * if state.is_multiple_of(61) { 300.0 } else { 1.0 }
             })
             .collect()
     }

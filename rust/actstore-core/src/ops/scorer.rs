@@ -142,8 +142,8 @@ impl<'a> Queries<'a> {
         // One layer's scaled queries serve all, where nothing tells them apart.
         let kinds = if self.by_layer || self.weights.is_some() { self.layers } else { 1 };
         let packs = (0..kinds).map(|layer| self.pack(&range, layer, |j| scale(j, layer))).collect();
-        let ballots = match self.combine {
-            Combine::Sum => vec![0..self.layers],
+        let ballots: Vec<Range<usize>> = match self.combine {
+            Combine::Sum => std::iter::once(0..self.layers).collect(),
             Combine::Max => (0..self.layers).map(|l| l..l + 1).collect(),
         };
         let ballots = ballots.into_iter().map(|layers| self.ballot(layers, n, &squares, &scale)).collect();
@@ -281,6 +281,11 @@ impl Prepared<'_> {
     /// Elements of a vector.
     pub fn dim(&self) -> usize {
         self.queries.dim
+    }
+
+    /// Whether they begin with the first of all.
+    pub fn are_first(&self) -> bool {
+        self.first == 0
     }
 
     /// Whether there are few enough for no panels.

@@ -56,7 +56,8 @@ pub fn search(source: &dyn Blocks, queries: &Queries<'_>, ask: &Ask<'_>, task: &
     let per_query = (ask.k.min(source.shape()[0]).max(1)) * size_of::<Hit>() * threads;
     let batch = (HEAP_BYTES / per_query / WIDE * WIDE).max(WIDE);
     let mut found = Found::default();
-    let batches = queries.n().div_ceil(batch).max(1);
+    let mut nan = Nan::default();
+    let batches = queries.n().div_ceil(batch);
     let [rows, layers, _] = source.shape();
     task.expect((rows * layers * batches) as u64);
     for i in 0..batches {
@@ -74,59 +75,56 @@ pub fn search(source: &dyn Blocks, queries: &Queries<'_>, ask: &Ask<'_>, task: &
             shares,
             next: AtomicUsize::new(0),
         };
-        found.add(pool.install(|| pass.run(threads))?, &some, ask)?;
+        found.add(pool.install(|| pass.run(threads))?, some.n, ask.k, &mut nan);
     }
+    nan.check(ask)?;
     Ok(found)
 }
 
 impl Found {
     /// Adds what the threads found for a batch of queries.
-    fn add(&mut self, workers: Vec<Hits>, queries: &Prepared<'_>, ask: &Ask<'_>) -> Result<()> {
-        let mut nan = Nan::default();
-        let mut hits: Vec<Vec<Hit>> = (0..queries.n).map(|_| Vec::new()).collect();
-        for worker in workers {
-            nan.add(worker.nan);
-            self.rescored += worker.rescored;
-            for (hits, top) in hits.iter_mut().zip(worker.top) {
-                hits.extend(top.into_hits());
+    fn add(&mut self, threads: Vec<Hits>, n: usize, k: usize, nan: &mut Nan) {
+        let mut best: Vec<Vec<Hit>> = (0..n).map(|_| Vec::new()).collect();
+        for hits in threads {
+            nan.add(hits.nan);
+            self.rescored += hits.rescored;
+            for (best, top) in best.iter_mut().zip(hits.top) {
+                best.extend(top.into_hits());
             }
         }
-        nan.check(ask)?;
-        for hits in &mut hits {
-            hits.sort_unstable();
-            hits.truncate(ask.k);
+        for best in &mut best {
+            best.sort_unstable();
+            best.truncate(k);
         }
-        self.hits.append(&mut hits);
-        Ok(())
+        self.hits.append(&mut best);
     }
 }
 
-/// Rows that have no score.
+/// Rows that have no score, each counted as often as it is in the selection.
 #[derive(Default)]
 struct Nan {
-    /// Rows that hold a NaN, and the first of them.
+    /// Rows that hold a NaN.
     rows: usize,
+    /// Positions of rows whose infinities make a NaN with some query.
+    undefined: BTreeSet<usize>,
+    /// The first of them all.
     first: Option<i64>,
-    /// Rows whose infinities make a NaN with some query.
-    undefined: BTreeSet<i64>,
 }
 
 impl Nan {
     fn see(&mut self, row: i64) {
-        self.rows += 1;
         self.first = Some(self.first.map_or(row, |first| first.min(row)));
     }
 
     fn add(&mut self, mut other: Nan) {
         self.rows += other.rows;
-        self.first = self.first.into_iter().chain(other.first).min();
         self.undefined.append(&mut other.undefined);
+        other.first.into_iter().for_each(|row| self.see(row));
     }
 
     fn check(&self, ask: &Ask<'_>) -> Result<()> {
         let count = self.rows + self.undefined.len();
-        let first = self.first.iter().chain(self.undefined.first()).min();
-        match first {
+        match self.first {
             Some(first) if !ask.skip_nan => Err(Error::invalid(format!(
                 "{count} {} NaN or score as NaN, the first is row {first}; on_nan='skip' leaves them out",
                 if count == 1 { "row is" } else { "rows are" }
@@ -194,16 +192,17 @@ impl Pass<'_> {
             for start in (0..positions.len()).step_by(step) {
                 self.task.check()?;
                 let range = start..positions.len().min(start + step);
-                let name = |i: usize| {
-                    let row = self.source.row(positions.get(start + i));
-                    self.ask.names.map_or(row as i64, |names| names[row])
+                let rows_of = |i: usize| {
+                    let position = positions.get(start + i);
+                    let row = self.source.row(position);
+                    (position, self.ask.names.map_or(row as i64, |names| names[row]))
                 };
                 let rows = decoded.iter().zip(buffers.iter_mut());
                 let rows: Vec<&[f32]> = rows.map(|(layer, buffer)| layer.floats(range.clone(), buffer)).collect();
                 let next = range.end..positions.len().min(range.end + step);
                 let coming = decoded.iter().map(|layer| layer.in_place(next.clone()).unwrap_or_default());
                 let coming: Vec<&[f32]> = coming.collect();
-                self.tile(&rows, &coming, start > 0, &panels, &name, hits, tile);
+                self.tile(&rows, &coming, start > 0, &panels, &rows_of, hits, tile);
             }
             Ok(())
         })?;
@@ -222,7 +221,7 @@ impl Pass<'_> {
         coming: &[&[f32]],
         fetched: bool,
         panels: &Range<usize>,
-        name: &dyn Fn(usize) -> i64,
+        rows_of: &dyn Fn(usize) -> (usize, i64),
         hits: &mut Hits,
         tile: &mut Tile,
     ) {
@@ -241,13 +240,14 @@ impl Pass<'_> {
             let x = row(i);
             if x.iter().any(|x| x.iter().any(|v| v.is_nan())) {
                 // Once, whatever the shares.
-                if panels.start == 0 {
-                    hits.nan.see(name(i));
+                if panels.start == 0 && queries.are_first() {
+                    hits.nan.rows += 1;
+                    hits.nan.see(rows_of(i).1);
                 }
                 continue;
             }
             for j in panels.start * WIDE..queries.n.min(panels.end * WIDE) {
-                self.take(j, name(i), queries.exact(j, &x, scores), hits);
+                self.take(j, rows_of(i), queries.exact(j, &x, scores), hits);
             }
         }
         for panel in panels.clone() {
@@ -269,20 +269,21 @@ impl Pass<'_> {
                     let j = panel * WIDE + slot;
                     // What is to be beaten may have risen since.
                     if tile.passes(i, queries, panel, slot, self.thresholds[j].get()) {
-                        self.take(j, name(i), queries.exact(j, &x, scores), hits);
+                        self.take(j, rows_of(i), queries.exact(j, &x, scores), hits);
                     }
                 }
             }
         }
     }
 
-    /// Takes in the score of a row for a query.
-    fn take(&self, j: usize, row: i64, (score, layer): (f64, u32), hits: &mut Hits) {
+    /// Takes in the score of a row, at a position, for a query.
+    fn take(&self, j: usize, (position, row): (usize, i64), (score, layer): (f64, u32), hits: &mut Hits) {
         hits.rescored += 1;
         // Not -0, which equals 0: equal scores are ranked by row.
         let score = score as f32 + 0.0;
         if score.is_nan() {
-            hits.nan.undefined.insert(row);
+            hits.nan.undefined.insert(position);
+            hits.nan.see(row);
         } else if self.ask.min_score.is_none_or(|least| score >= least)
             && let Some(reached) = hits.top[j].push(Hit { score, layer, row }, self.ask.k)
         {

@@ -94,6 +94,9 @@ impl Tile {
         }
         for (ballot, (biases, norms)) in queries.ballots.iter().zip(self.biases.iter_mut().zip(&mut self.norms)) {
             ballot.sides(&self.squares, dim, biases, norms);
+            for (hard, (bias, norm)) in self.hard.iter_mut().zip(biases.iter().zip(norms)) {
+                *hard |= !(bias + *norm).is_finite();
+            }
         }
     }
 
@@ -102,6 +105,8 @@ impl Tile {
     pub fn compare(&mut self, queries: &Prepared<'_>, panel: usize, reached: impl Fn(usize) -> f32, scores: &Scores) {
         self.masks.clear();
         self.masks.resize(self.n, 0);
+        // Slots of the last panel that no query has.
+        let taken = (1u32 << (queries.n - panel * WIDE).min(WIDE)) - 1;
         for (b, ballot) in queries.ballots.iter().enumerate() {
             let totals = &mut self.totals[b];
             if ballot.layers.len() == 1 && !ballot.divides() {
@@ -124,7 +129,7 @@ impl Tile {
             let (biases, norms) = (&self.biases[b], &self.norms[b]);
             (scores.passing)(&self.totals[b], &base, ballot.slopes(panel), biases, norms, &mut self.passing);
             for (i, mask) in &self.passing {
-                self.masks[*i as usize] |= mask;
+                self.masks[*i as usize] |= mask & taken as u16;
             }
         }
     }

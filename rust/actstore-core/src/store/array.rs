@@ -197,10 +197,12 @@ impl Read<'_> {
                 let (segments, orders) = self.array.segments_of_list(list);
                 let mut cells: Vec<Option<&mut [u8]>> = out.chunks_exact_mut(self.cell).map(Some).collect();
                 let mut tasks = Vec::new();
-                for (segment, order) in segments.into_iter().zip(orders) {
+                for (segment, places) in segments.into_iter().zip(orders) {
+                    let order = places.of(segment.picks.len());
                     let segment = Arc::new(segment);
                     for (i, layer) in self.layers.iter().enumerate() {
-                        let mine = order.iter().filter_map(|row| cells[row * self.layers.len() + i].take()).collect();
+                        let rows = (0..order.len()).map(|at| order.get(at));
+                        let mine = rows.filter_map(|row| cells[row * self.layers.len() + i].take()).collect();
                         tasks.push((Arc::clone(&segment), *layer, mine));
                     }
                 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::blocks::{Blocks, Decoded, Positions, Strided, choose_layers};
+use crate::blocks::{Blocks, Decoded, Places, Positions, Strided, choose_layers};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::format::blosc;
@@ -21,13 +21,8 @@ pub struct Selection<'a> {
     rows: Rows<'a>,
     layers: Vec<usize>,
     segments: Vec<Segment>,
-    /// Positions of the rows of each segment: the first of a run, or all.
-    places: Places,
-}
-
-enum Places {
-    Firsts(Vec<usize>),
-    Lists(Vec<Vec<usize>>),
+    /// Positions of the rows of each segment.
+    places: Vec<Places>,
 }
 
 impl<'a> Selection<'a> {
@@ -38,18 +33,15 @@ impl<'a> Selection<'a> {
         let (segments, places) = match rows {
             Rows::Range(start, stop) => {
                 let segments = array.segments_of_range(start, stop);
-                let mut firsts = Vec::with_capacity(segments.len());
+                let mut places = Vec::with_capacity(segments.len());
                 let mut next = 0;
                 for segment in &segments {
-                    firsts.push(next);
+                    places.push(Places::From(next));
                     next += segment.picks.len();
                 }
-                (segments, Places::Firsts(firsts))
+                (segments, places)
             }
-            Rows::List(list) => {
-                let (segments, orders) = array.segments_of_list(list);
-                (segments, Places::Lists(orders))
-            }
+            Rows::List(list) => array.segments_of_list(list),
         };
         Ok(Selection { array, rows, layers, segments, places })
     }
@@ -65,10 +57,7 @@ impl Blocks for Selection<'_> {
     }
 
     fn positions(&self, group: usize) -> Positions<'_> {
-        match &self.places {
-            Places::Firsts(firsts) => Positions::Run(firsts[group], self.segments[group].picks.len()),
-            Places::Lists(lists) => Positions::List(&lists[group]),
-        }
+        self.places[group].of(self.segments[group].picks.len())
     }
 
     fn row(&self, position: usize) -> usize {

@@ -1,6 +1,6 @@
 //! Which rows of which chunks a selection is.
 
-use crate::blocks::group_rows;
+use crate::blocks::{Places, group_rows};
 use crate::store::Array;
 
 /// A chunk's rows, and the rows of the result they go to.
@@ -53,7 +53,7 @@ impl Array {
     }
 
     /// A segment for each chunk that rows of a list touch, and the places in the list they have.
-    pub(crate) fn segments_of_list(&self, list: &[i64]) -> (Vec<Segment>, Vec<Vec<usize>>) {
+    pub(crate) fn segments_of_list(&self, list: &[i64]) -> (Vec<Segment>, Vec<Places>) {
         let starts = &self.starts;
         // The number of the first chunk of each part, to count chunks through.
         let mut bases = vec![0usize];

@@ -1,0 +1,109 @@
+//! What an array holds: of each layer the rows, the zeros, what is not finite and the range of values;
+//! of each dim the moments.
+
+use crate::error::Result;
+use crate::ops::moments::Moments;
+use crate::ops::scan::{Block, Reducer, State, state_of, take_state};
+
+/// Floats that are looked at together, where a block is larger than a cache.
+const NEAR: usize = 32 << 10;
+
+/// The reducer; its states become [`Layer`]s by [`Summarize::layers`].
+pub struct Summarize {
+    /// Layers.
+    pub layers: usize,
+    /// Values of a row.
+    pub dim: usize,
+}
+
+/// The summary of a layer.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// How many rows.
+    pub rows: u64,
+    /// Values that are not a number.
+    pub nans: u64,
+    /// Values that are infinite.
+    pub infinities: u64,
+    /// Values that are zero.
+    pub zeros: u64,
+    /// The least value, an infinite one too, or infinity without any.
+    pub min: f32,
+    /// The largest, or less than all without any.
+    pub max: f32,
+    /// Of each dim.
+    pub moments: Moments,
+}
+
+type Layers = Vec<Option<Box<Layer>>>;
+
+impl Summarize {
+    /// All layers; those without rows too.
+    pub fn layers(&self, state: State) -> Vec<Layer> {
+        let layers = take_state::<Layers>(state).into_iter();
+        layers.map(|layer| layer.map_or_else(|| Layer::new(self.dim), |layer| *layer)).collect()
+    }
+}
+
+impl Reducer for Summarize {
+    fn new_state(&self) -> Result<State> {
+        Ok(Box::new(vec![None; self.layers] as Layers))
+    }
+
+    fn update(&self, state: &mut State, block: &Block<'_>) -> Result<()> {
+        let layer = &mut state_of::<Layers>(state)[block.layer];
+        let layer = layer.get_or_insert_with(|| Box::new(Layer::new(self.dim)));
+        layer.rows += block.positions.len() as u64;
+        let rows = (NEAR / self.dim.max(1)).clamp(1, 128);
+        block.values.chunks(rows * self.dim.max(1)).for_each(|tile| layer.add(tile));
+        Ok(())
+    }
+
+    fn merge(&self, state: &mut State, after: State) -> Result<()> {
+        for (layer, after) in state_of::<Layers>(state).iter_mut().zip(take_state::<Layers>(after)) {
+            match (&mut *layer, after) {
+                (Some(layer), Some(after)) => layer.merge(*after),
+                (None, after) => *layer = after,
+                (Some(_), None) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Layer {
+    /// Of no rows.
+    pub fn new(dim: usize) -> Self {
+        let (min, max) = (f32::INFINITY, f32::NEG_INFINITY);
+        Layer { rows: 0, nans: 0, infinities: 0, zeros: 0, min, max, moments: Moments::new(dim) }
+    }
+
+    /// Takes in values of rows that are counted already.
+    fn add(&mut self, values: &[f32]) {
+        if let Some(seen) = self.moments.add(values) {
+            self.zeros += seen.zeros;
+            self.min = self.min.min(seen.min);
+            self.max = self.max.max(seen.max);
+            return;
+        }
+        for x in values {
+            self.nans += u64::from(x.is_nan());
+            self.infinities += u64::from(x.is_infinite());
+            self.zeros += u64::from(*x == 0.0);
+            // Not a NaN, and no zero is less than another.
+            self.min = self.min.min(*x + 0.0);
+            self.max = self.max.max(*x + 0.0);
+        }
+    }
+
+    /// Adds that of other rows.
+    pub fn merge(&mut self, after: Layer) {
+        self.rows += after.rows;
+        self.nans += after.nans;
+        self.infinities += after.infinities;
+        self.zeros += after.zeros;
+        self.min = self.min.min(after.min);
+        self.max = self.max.max(after.max);
+        self.moments.merge(after.moments);
+    }
+}
