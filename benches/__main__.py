@@ -17,13 +17,16 @@ from . import data, limits
 from .measure import Case, Report, interleave
 from .threads import THREADS, pin
 
-FIGURES = ("machine", "write", "disk", "ratio", "layer", "raw", "gather", "open", "memory")
+STORE_FIGURES = ("write", "disk", "ratio", "layer", "raw", "gather")
+PASS_FIGURES = ("scan", "pool", "search", "filter", "feed")
+QUICK_ROWS = {"minilm": 16_384, "synthetic": 4_096, "long": 20_000}
+FIGURES = ("machine", *STORE_FIGURES, "open", *PASS_FIGURES, "memory")
 
 
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(prog="python -m benches", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less data and fewer rounds: one or two minutes")
+    parser.add_argument("--quick", action="store_true", help="less data and fewer rounds: a few minutes")
     parser.add_argument("--only", action="append", choices=FIGURES, metavar="NAME", help=", ".join(FIGURES))
     parser.add_argument(
         "--data", action="append", choices=data.NAMES, metavar="NAME", help=", ".join(data.NAMES)
@@ -51,11 +54,14 @@ def main() -> None:
 
 def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) -> None:
     """The figures that were asked for, one data set in memory at a time."""
-    from . import reading, store, writing  # late: torch and the peers take seconds, and --help should not
+    # Late: torch and the peers take seconds, and --help should not.
+    from . import feeding, filtering, pooling, reading, scanning, searching, store, writing
 
     wanted = options.only or FIGURES
     rounds = (
-        store.Rounds(read=5, write=3, disk=1) if options.quick else store.Rounds(read=11, write=5, disk=3)
+        store.Rounds(read=5, scan=3, write=3, disk=1)
+        if options.quick
+        else store.Rounds(read=11, scan=7, write=5, disk=3)
     )
     on_disk = disk if _filesystem(disk) not in ("tmpfs", "ramfs") else None
     if "disk" in wanted and on_disk is None:
@@ -71,19 +77,30 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
         "layer": reading.layer_blosc,
         "raw": reading.layer_raw,
         "gather": reading.gather,
+        "scan": scanning.scan,
+        "pool": pooling.pool,
+        "search": searching.search,
+        "filter": filtering.filtered,
+        "feed": feeding.feed,
     }
-    chosen = [(name, figure) for name, figure in figures.items() if name in wanted]
     for name in options.data or data.NAMES:
         for dtype in options.dtype or data.DTYPES:
+            # The pass is measured on bfloat16 unless another is asked for.
+            scanned = dtype == "bfloat16" or options.dtype
+            fitting = {
+                "minilm": STORE_FIGURES,
+                "synthetic": (*STORE_FIGURES, "scan") if scanned else STORE_FIGURES,
+                "long": PASS_FIGURES if scanned else (),
+            }[name]
+            chosen = [figure for figure in fitting if figure in wanted]
             last = name == "synthetic" and dtype == "bfloat16" and "memory" in wanted
             if not chosen and not last:
                 continue
-            quick_rows = 16_384 if name == "minilm" else 4_096
-            loaded = data.load(name, dtype, quick_rows if options.quick else None)
+            loaded = data.load(name, dtype, QUICK_ROWS[name] if options.quick else None)
             with tempfile.TemporaryDirectory(dir=tmpfs) as place:
                 bench = store.Bench(loaded, Path(place), on_disk, rounds, report)
-                for _, figure in chosen:
-                    figure(bench)
+                for figure in chosen:
+                    figures[figure](bench)
                 if last:
                     # 20 times the limit in a full run, 4 in a quick one, counted in float32.
                     store.anonymous_memory(bench, repeats=5)
@@ -126,7 +143,10 @@ def describe(tmpfs: Path, disk: Path) -> dict[str, str]:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
         ]
         cpu = names[0] if names else cpu
-    packages = ("actstore", "tensorstore", "zarr", "numcodecs", "numpy", "torch", "zstandard")
+    packages = (
+        *("actstore", "tensorstore", "zarr", "numcodecs", "numpy", "torch", "zstandard"),
+        *("faiss-cpu", "safetensors"),
+    )
     return {
         "cpu": f"{cpu}, {THREADS} of {os.cpu_count()} cores used",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB",

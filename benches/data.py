@@ -1,4 +1,4 @@
-"""The two data sets every figure is measured on.
+"""The data sets the figures are measured on.
 
 ``minilm``
     Real hidden states: all-MiniLM-L6-v2 over the docstrings of Python's standard library,
@@ -7,8 +7,13 @@
 ``synthetic``
     Heavy tails at a modern width, ``[20,000, 4, 4096]``: log-normal scales per dim times
     Student-t noise, with a few massive dims, as large language models have them.
+``long``
+    ``[200,000, 7, 384]``: minilm over and over, in examples of 20 to 200 rows. Each value of each
+    repeat but the first is off by about 1%, so that no two rows are equal while exponents, and with
+    them the compression, stay as they are. The figures of the parallel pass are taken on it.
 
-Both are made once, seeded, and cached as ``.npy`` in float32.
+The first two are made once, seeded, and cached as ``.npy`` in float32; the third is made of the
+first each time, which takes seconds.
 """
 
 from __future__ import annotations
@@ -19,14 +24,14 @@ import math
 import os
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from .threads import blocks, spread
 
@@ -35,12 +40,16 @@ MAX_LENGTH = 256  # the model's own limit
 BATCH_TOKENS = 4096
 SYNTHETIC_SHAPE = (20_000, 4, 4096)
 SYNTHETIC_LENGTH = 100  # rows an example
+LONG_ROWS = 200_000
+LONG_LENGTHS = 20, 200  # rows an example, both included
+LONG_NOISE = 0.01
+LONG_BLOCK = 500  # rows
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-NAMES = ("minilm", "synthetic")
+NAMES = ("minilm", "synthetic", "long")
 
 
 @dataclass(frozen=True)
@@ -90,12 +99,16 @@ def load(name: str, dtype: str, rows: int | None = None) -> DataSet:
     Parameters
     ----------
     name
-        ``minilm`` or ``synthetic``.
+        One of `NAMES`.
     dtype
         ``bfloat16`` or ``float16``.
     rows
         Stop after the example that holds this row, or keep all.
     """
+    if name == "long":
+        n_layers = prepare("minilm")[0].shape[1]
+        lengths = _long_lengths(rows or LONG_ROWS)
+        return DataSet(name, dtype, long_rows(0, int(lengths.sum()), range(n_layers), DTYPES[dtype]), lengths)
     states, lengths = prepare(name)
     if rows is not None and rows < len(states):
         lengths = lengths[: int(np.searchsorted(np.cumsum(lengths), rows)) + 1]
@@ -113,6 +126,37 @@ def prepare(name: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         np.save(lengths, made)
         partial.rename(states)
     return np.load(states, mmap_mode="r"), np.load(lengths)
+
+
+def long_rows(start: int, stop: int, layers: Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """Rows of some layers of the long data set, ``[stop - start, len(layers), dim]``; it has no end."""
+    states, _ = prepare("minilm")
+    picked = list(layers)
+    out = np.empty((stop - start, len(picked), states.shape[2]), dtype)
+
+    def fill(block: int) -> None:
+        # A block has a stream of its own: a row is the same whoever asks, and for whichever layers.
+        at = np.arange(max(start, block * LONG_BLOCK), min(stop, (block + 1) * LONG_BLOCK))
+        rows = states[at % len(states)]
+        noise = np.random.default_rng([200_000, block]).standard_normal(
+            (LONG_BLOCK, *states.shape[1:]), dtype=np.float32
+        )
+        noise *= LONG_NOISE
+        noise += 1
+        noise[: max(0, len(states) - block * LONG_BLOCK)] = 1
+        rows *= noise[at - block * LONG_BLOCK]
+        out[at[0] - start : at[-1] + 1 - start] = rows[:, picked].astype(dtype)
+
+    spread(fill, range(start // LONG_BLOCK, -(-stop // LONG_BLOCK)))
+    return out
+
+
+def _long_lengths(rows: int) -> NDArray[np.int64]:
+    """Lengths ``[n_examples]`` that sum to `rows`; the last may be short."""
+    low, high = LONG_LENGTHS
+    drawn = np.random.default_rng(20).integers(low, high + 1, rows // low)
+    ends = np.minimum(np.cumsum(drawn), rows)
+    return np.diff(ends[: int(np.searchsorted(ends, rows)) + 1], prepend=0)
 
 
 def docstrings() -> Iterator[str]:

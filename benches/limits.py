@@ -1,28 +1,33 @@
 """What the machine itself can do, measured in the same rounds as everything else.
 
-Three limits: copying memory, writing and fsyncing bytes that are ready, and decoding the zstd
-frames of the byte planes that a read touches. None of them checks, scatters, unshuffles or
-converts anything, and their input lies in memory. One bound that no machine changes: the order-0
-entropy of the byte planes, the least that a Huffman code of each plane can need.
+Copying memory, reading it, multiplying and adding, writing and fsyncing bytes that are ready, and
+decoding the zstd frames of the byte planes that a read touches. None of them checks, scatters,
+unshuffles or converts anything, and their input lies in memory. One bound that no machine changes:
+the order-0 entropy of the byte planes, the least that a Huffman code of each plane can need.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zstandard
+from actstore._native import machine_limits
 from numpy.typing import NDArray
 
 from .layout import chunks, planes, shard_files
+from .measure import Case, interleave
 from .threads import THREADS, blocks, spread
 
 WRITE_PIECE = 8 << 20
+F32_PEAK = "limit: f32 peak"
+ROOFLINE = "limit: roofline"
 
 
 def memcpy(source: NDArray[Any], out: NDArray[Any]) -> None:
@@ -36,6 +41,53 @@ def memcpy_fresh(source: NDArray[Any]) -> NDArray[Any]:
     out = np.empty_like(source)
     memcpy(source, out)
     return out
+
+
+def bare_read(array: NDArray[Any]) -> Callable[[], None]:
+    """A call that reads every byte of a contiguous array once, two threads, the fastest way there is.
+
+    What it computes is of no use. Both ways ask so little of the CPU that memory holds them back;
+    which of them is faster differs between machines, so both are tried here.
+    """
+    words = array.reshape(-1).view(np.uint64)
+    ways: dict[str, Callable[[NDArray[Any]], object]] = {
+        "or": np.bitwise_or.reduce,
+        "max": lambda part: part.view(np.float32).max(),
+    }
+    parts = blocks(words.size, 8, 1 << 20)
+
+    def read(way: Callable[[NDArray[Any]], object]) -> None:
+        spread(lambda part: way(words[part]), parts)
+
+    once = interleave({name: Case(partial(read, way)) for name, way in ways.items()}, 3)
+    return partial(read, ways[min(once, key=lambda name: min(once[name]))])
+
+
+class Machine:
+    """The two rates of the roofline, measured anew at each call of `run`.
+
+    Attributes
+    ----------
+    read
+        Bytes a second that two threads read from memory, one for each call.
+    flops
+        Operations a second in float32, a multiplication and an addition counted as two, likewise.
+    """
+
+    def __init__(self) -> None:
+        self.read: list[float] = []
+        self.flops: list[float] = []
+
+    def run(self) -> None:
+        rates = machine_limits(threads=THREADS)
+        self.read.append(rates["read_bytes_per_second"])
+        self.flops.append(rates["f32_flops_per_second"])
+
+    def seconds(self, rounds: int, nbytes: float, flops: float) -> dict[str, list[float]]:
+        """What the work would take at these rates in each of the last rounds: the peak, the roofline."""
+        peak = [flops / rate for rate in self.flops[-rounds:]]
+        memory = [nbytes / rate for rate in self.read[-rounds:]]
+        return {F32_PEAK: peak, ROOFLINE: [max(pair) for pair in zip(peak, memory, strict=True)]}
 
 
 def bare_write(folder: Path, files: Iterable[bytes], threads: int) -> None:
@@ -77,19 +129,21 @@ class _Touched:
 
 
 class BareDecode:
-    """The decode of one layer's byte planes and nothing else.
+    """The decode of one layer's byte planes, or of all, and nothing else.
 
     Parameters
     ----------
     folder
         An array written with blosc.
     layer
-        The layer to decode.
+        The layer to decode, or None for all.
     """
 
-    def __init__(self, folder: Path, layer: int) -> None:
+    def __init__(self, folder: Path, layer: int | None) -> None:
         self.touched = [
-            _Touched(chunk.rows, list(planes(chunk.data))) for chunk in chunks(folder) if chunk.layer == layer
+            _Touched(chunk.rows, list(planes(chunk.data)))
+            for chunk in chunks(folder)
+            if layer is None or chunk.layer == layer
         ]
         self.largest = max(size for chunk in self.touched for _, _, size in chunk.planes)
         self.frames = sum(size for chunk in self.touched for zstd, _, size in chunk.planes if zstd)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 OURS = "actstore"
+RATES = {"GB/s": 1e9, "GFLOP/s": 1e9, "Mrow/s": 1e6}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Line:
     target: str = ""
     verdict: str = ""
     samples: list[float] = field(default_factory=list)
+
+    def judge(self, ratio: float, goal: float) -> None:
+        """How many times as fast as what it stands beside it is, and how many times it is to be."""
+        self.ratio, self.target = ratio, f">= {goal:.2f}x"
+        self.verdict = "pass" if ratio >= goal else "short"
 
 
 def interleave(cases: Mapping[str, Case], rounds: int, warm: bool = True) -> dict[str, list[float]]:
@@ -73,8 +79,9 @@ class Report:
         figure: str,
         data: str,
         samples: Mapping[str, list[float]],
-        nbytes: int | None = None,
+        amount: float | None = None,
         targets: Mapping[str, float] | None = None,
+        unit: str = "GB/s",
     ) -> None:
         """A figure of times.
 
@@ -84,10 +91,12 @@ class Report:
             What was measured, and on which data set.
         samples
             Seconds of each case; the first is ours unless the figure is of the machine alone.
-        nbytes
-            What the work amounts to, for GB/s, the same for all cases.
+        amount
+            What the work amounts to (bytes, operations, rows), the same for all cases.
         targets
             Case -> how many times its speed ours is to have.
+        unit
+            One of `RATES`: how the amount over the time is shown.
         """
         times = {name: statistics.median(taken) for name, taken in samples.items()}
         lines = []
@@ -97,13 +106,13 @@ class Report:
                 line.ratio = seconds / times[OURS]
             goal = (targets or {}).get(name)
             if goal is not None and line.ratio is not None:
-                line.target, line.verdict = f">= {goal:.2f}x", "pass" if line.ratio >= goal else "short"
+                line.judge(line.ratio, goal)
             lines.append(line)
-        self._print(figure, data, lines, nbytes)
+        self._print(figure, data, lines, amount, unit)
 
     def values(self, figure: str, data: str, lines: list[Line]) -> None:
         """A figure that is no time: each line says its own unit, target and verdict."""
-        self._print(figure, data, lines, None)
+        self._print(figure, data, lines)
 
     def summary(self) -> str:
         """Every line that has a target, in one table."""
@@ -121,13 +130,15 @@ class Report:
         """The lines, with every sample."""
         return [asdict(line) for line in self.lines]
 
-    def _print(self, figure: str, data: str, lines: list[Line], nbytes: int | None) -> None:
+    def _print(
+        self, figure: str, data: str, lines: list[Line], amount: float | None = None, unit: str = "GB/s"
+    ) -> None:
         self.lines += lines
         print(f"\n{figure}" + (f" · {data}" if data else ""))
         width = max(len(line.name) for line in lines)
         for line in lines:
             text = f"  {line.name:<{width}}  {_amount(line.value, line.unit):>10}"
-            text += f"  {nbytes / line.value / 1e9:6.2f} GB/s" if nbytes else ""
+            text += f"  {amount / line.value / RATES[unit]:7.2f} {unit}" if amount else ""
             text += f"  {line.ratio:6.2f}x" if line.ratio is not None else ""
             text += f"  target {line.target}  {line.verdict}" if line.target else ""
             print(text, flush=True)

@@ -1,9 +1,10 @@
-"""How much anonymous memory reading and writing take: ``RssAnon`` at its highest.
+"""How much anonymous memory reading, writing and the parallel pass take: ``RssAnon`` at its highest.
 
 The work runs in a process of its own that does nothing else; this one watches its
 ``/proc/<pid>/status`` from outside, so that a call that holds the GIL can't hide. The baseline is
 taken when the libraries are imported and the output is allocated and touched, so what is reported
-is what actstore itself adds. Files that are mapped don't count: the kernel may drop them.
+is what actstore itself adds, results that it allocates included. Files that are mapped don't count:
+the kernel may drop them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .threads import THREADS, pin
 
 POLL_SECONDS = 0.001
 SLICE_ROWS = 4096
+BATCH_ROWS = 1024
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -108,7 +110,48 @@ def write(path: str, source: str, dtype: str, repeats: str, append_rows: str) ->
                 writer.append({"resid": part}, lengths)
 
 
-TASKS: dict[str, Callable[..., None]] = {"read_slices": read_slices, "read_layer": read_layer, "write": write}
+def scan(path: str) -> None:
+    """One pass with the summary reducer."""
+    import actstore
+
+    site = actstore.open(path)["resid"]
+    _go()
+    site.scan([actstore.Summary()], threads=THREADS)
+
+
+def pool(path: str) -> None:
+    """The mean of each example, in memory."""
+    import actstore
+
+    site = actstore.open(path)["resid"]
+    _go()
+    site.pool("mean", threads=THREADS)
+
+
+def search(path: str, n_queries: str) -> None:
+    """Exact top-10, the scores of all layers added up."""
+    import actstore
+
+    site = actstore.open(path)["resid"]
+    _, layers, dim = site.shape
+    queries = np.random.default_rng(0).standard_normal((int(n_queries), layers, dim), dtype=np.float32)
+    _go()
+    site.search(queries, k=10, threads=THREADS)
+
+
+def batches(path: str) -> None:
+    """An epoch of shuffled batches of all layers, each dropped when the next one comes."""
+    import actstore
+
+    site = actstore.open(path)["resid"]
+    _go()
+    for _ in site.batches(BATCH_ROWS, shuffle=True, seed=0):
+        pass
+
+
+TASKS: dict[str, Callable[..., None]] = {
+    task.__name__: task for task in (read_slices, read_layer, write, scan, pool, search, batches)
+}
 
 if __name__ == "__main__":
     pin()

@@ -13,6 +13,12 @@ THREADS = 2
 _pool = ThreadPoolExecutor(THREADS)
 
 
+def limit_libraries() -> None:
+    """Two threads for BLAS and OpenMP, which read this when they are loaded, before anyone can ask."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(THREADS)
+
+
 def pin() -> None:
     """Keep this process, and what it starts, to two cores: no library's own pool can cheat then."""
     if hasattr(os, "sched_setaffinity"):

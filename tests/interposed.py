@@ -323,6 +323,20 @@ def compact(child: Child) -> None:
     child.disarm()
 
 
+def derive(child: Child) -> None:
+    """A site derived from another, with a commit every few examples."""
+    from unittest import mock
+
+    from pooled import pool
+
+    site = actstore.open(child.path)["resid"]
+    small = {"_OUT_BYTES": 5 * 4 * site.shape[1] * site.shape[2], "_COMMIT_SECONDS": 0}
+    with mock.patch.multiple("actstore.derived", **small):
+        child.arm()
+        pool(site, threads=1)
+        child.disarm()
+
+
 def recover(child: Child) -> None:
     """Going on behind a writer that was killed."""
     store = actstore.open(child.path)
@@ -542,6 +556,7 @@ TASKS = {
         grow,
         cross,
         compact,
+        derive,
         recover,
         close,
         abort,

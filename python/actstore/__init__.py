@@ -19,24 +19,39 @@ from .errors import (
     ShapeError,
     StorageError,
 )
+from .histogram import Histogram, HistogramResult
+from .hits import Certificate, Hit, Hits
 from .interchange import export, import_
+from .plain import pool, scan, search
+from .pool_reducer import Pool
 from .report import Damage, Report
+from .scan import Block, Reducer
 from .site import Site
 from .site_spec import SiteSpec
 from .store import Store, open
+from .summary import Summary, SummaryResult
+from .update import update
 from .writer import StoreWriter
 
 zarr_hook.install()
 
 __all__ = [
     "ActstoreError",
+    "Block",
+    "Certificate",
     "Columns",
     "Compaction",
     "Damage",
     "FormatError",
+    "Histogram",
+    "HistogramResult",
+    "Hit",
+    "Hits",
     "InvalidInputError",
     "NotFoundError",
     "NumericalError",
+    "Pool",
+    "Reducer",
     "Report",
     "ShapeError",
     "Site",
@@ -44,6 +59,8 @@ __all__ = [
     "StorageError",
     "Store",
     "StoreWriter",
+    "Summary",
+    "SummaryResult",
     "append",
     "build_info",
     "compact",
@@ -51,6 +68,10 @@ __all__ = [
     "export",
     "import_",
     "open",
+    "pool",
+    "scan",
+    "search",
+    "update",
 ]
 
 

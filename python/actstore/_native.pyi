@@ -116,6 +116,50 @@ class Writer:
     def close(self) -> None:
         """Unlock. Uncommitted rows are discarded: commit first."""
 
+def search(
+    array: Array | NDArray[Any],
+    rows: tuple[int, int] | NDArray[np.int64],
+    layers: Sequence[int] | None,
+    queries: NDArray[np.float32],
+    k: int,
+    metric: str,
+    combine: str,
+    weights: NDArray[np.float64] | None,
+    min_score: float | None,
+    skip_nan: bool,
+    numbers: NDArray[np.int64] | None = None,
+    threads: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64], int]:
+    """Scores ``[nq, k]``, rows, layers, and how many scores were computed twice.
+
+    `array` may lie in memory: C-contiguous ``[n, L, D]`` of floats. `queries` are ``[nq, 1 or L, D]`` for L
+    selected layers. Row i of `array` is called ``numbers[i]``. Missing: -inf, -1, -1. The layers are
+    positions among those selected of the winner with ``combine="max"``, else 0.
+    """
+
+def scan(
+    array: Array | NDArray[Any],
+    rows: tuple[int, int] | NDArray[np.int64],
+    layers: Sequence[int] | None,
+    reducers: Sequence[tuple[str, dict[str, Any]]],
+    threads: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> list[Any]:
+    """One pass for several reducers, each by its kind and what it takes; what each gives.
+
+    ``("summary", {})`` and ``("histogram", {})`` give dicts of arrays. ``("pool", {"kind", "offset",
+    "out"})`` fills ``out [E, L, D]`` for rows that stand example by example, and gives None.
+    ``("python", {"new", "update", "merge"})`` gives a state: ``update(state, layer_position, positions,
+    values)`` with positions in `rows`.
+    """
+
+def merge_states(kind: str, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Two states of ``summary`` or ``histogram`` as one."""
+
+def machine_limits(threads: int = 0) -> dict[str, float]:
+    """``read_bytes_per_second`` and ``f32_flops_per_second``, measured now."""
+
 def compact(path: str, threads: int = 0, progress: Callable[[int, int], object] | None = None) -> str:
     """JSON: ``{"bytes_before", "bytes_after", "record"}``."""
 

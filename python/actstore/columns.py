@@ -133,6 +133,29 @@ class Columns(Mapping[str, NDArray[Any]]):
             array.read((start, stop), None, out)
         return out
 
+    def text(self, name: str, row: int) -> str:
+        """One string of a column of strings, without reading the others.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such column of strings, or no such row.
+        FormatError
+            When what is stored is no string.
+        """
+        if self._dtypes.get(name) != STRINGS or not 0 <= row < self.n_rows:
+            raise NotFoundError(f"axis {self._axis!r} has no string {name!r} of row {row}")
+        if name in self._cache:
+            return str(self._cache[name][row])
+        start = 0
+        for part in self._parts:
+            if row < start + part.rows[EXAMPLES]:
+                break
+            start += part.rows[EXAMPLES]
+        if name not in part.columns[EXAMPLES]:
+            return str(row)
+        return read_string(part.reader, f"{EXAMPLES}/{name}", row - start)
+
     def _strings(self, name: str) -> NDArray[Any]:
         out = new_array((self.n_rows,), np.dtype(object), f"column {self._axis}/{name}")
         start = 0
@@ -163,3 +186,28 @@ def read_strings(reader: _native.Reader, path: str) -> list[str]:
         return [blob[start:stop].decode() for start, stop in pairwise(offset)]
     except UnicodeDecodeError as error:
         raise FormatError(f"{reader.path}: column {path} is not utf-8: {error}", kind="metadata") from error
+
+
+def read_string(reader: _native.Reader, path: str, row: int) -> str:
+    """One string of a column.
+
+    Raises
+    ------
+    FormatError
+        When its offsets leave the bytes, or the bytes are no utf-8.
+    """
+    ends, blob = reader.array(f"{path}/offset"), reader.array(f"{path}/bytes")
+    bounds = np.empty(2, COLUMN_DTYPES[ends.dtype])
+    ends.read((row, row + 2), None, bounds)
+    start, stop = bounds.tolist()
+    if not 0 <= start <= stop <= blob.shape[0]:
+        raise FormatError(f"{reader.path}: string {row} of {path} is from {start} to {stop}", kind="metadata")
+    raw = new_array((stop - start,), np.dtype(np.uint8), f"column {path}")
+    if raw.size:
+        blob.read((start, stop), None, raw)
+    try:
+        return raw.tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"{reader.path}: string {row} of {path} is not utf-8: {error}", kind="metadata"
+        ) from error

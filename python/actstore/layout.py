@@ -1,4 +1,4 @@
-"""The store as its directory describes it: names, paths and the root group's attributes.
+"""The store as its directory describes it: names, paths, the attributes of groups and derived arrays.
 
 Everything read here may be hostile: a name is a path component, a label an index.
 """
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .arrays import FLOAT_DTYPES
 from .errors import FormatError, InvalidInputError
 
 FORMAT = 1
@@ -15,6 +16,10 @@ EXAMPLES = "examples"
 """The axis of pooled sites, one row per example, and the group of the examples' columns."""
 TOKENS = "tokens"
 IDS = f"{EXAMPLES}/id"
+OPERATIONS = frozenset({"pool"})
+"""By which derived sites are made."""
+RECIPE_VERSION = 1
+"""Of the recipes that are understood here."""
 
 _RESERVED = frozenset({"c", "zarr.json", "commits"})
 
@@ -95,6 +100,72 @@ class Layout:
         return json.dumps({"actstore": own}, allow_nan=False)
 
 
+@dataclass(frozen=True)
+class Derived:
+    """A site that was computed from another one of the same store: a row for each example so far."""
+
+    recipe: dict[str, Any]
+    """How, as JSON has it: `operation`, `version`, `source`, `layers`, and what the operation takes."""
+    labels: tuple[int, ...]
+    rows: int
+    dim: int
+    dtype: str
+    codec: str
+
+    def attributes(self) -> dict[str, Any]:
+        """Those of its array, the whole of them."""
+        return {"actstore": {"derived": self.recipe, "labels": list(self.labels)}}
+
+    def difference(self, other: "Derived") -> tuple[str, Any, Any] | None:
+        """The first thing in which two derived sites differ, whatever they cover: its name, ours, theirs."""
+        ours, theirs = self._told(), other._told()
+        for key in (*ours, *(key for key in theirs if key not in ours)):
+            if ours.get(key) != theirs.get(key):
+                return key, ours.get(key), theirs.get(key)
+        return None
+
+    def _told(self) -> dict[str, Any]:
+        return self.recipe | {"labels": list(self.labels), "dim": self.dim, "dtype": self.dtype}
+
+
+def is_derived(attributes: str) -> bool:
+    """Whether the attributes of an array say that it is a derived one."""
+    root = json.loads(attributes)
+    own = root.get("actstore") if isinstance(root, dict) else None
+    return isinstance(own, dict) and "derived" in own
+
+
+def parse_derived(attributes: str, shape: tuple[int, ...], dtype: str, codec: str, path: str) -> Derived:
+    """What a derived array at `path` says of itself.
+
+    Raises
+    ------
+    FormatError
+        kind ``version`` when a later actstore made it, ``metadata`` for anything malformed.
+    """
+    own = json.loads(attributes)["actstore"]
+    recipe = dict(_mapping(own["derived"], path, "derived"))
+    operation, version = recipe.get("operation"), recipe.get("version")
+    if not isinstance(operation, str) or not isinstance(version, int) or isinstance(version, bool):
+        raise _malformed(path, "derived", recipe)
+    if operation not in OPERATIONS or version > RECIPE_VERSION:
+        raise FormatError(
+            f"{path} was made by {operation!r}, version {version}, which this actstore does not know",
+            kind="version",
+            hint="pip install -U actstore",
+        )
+    source = recipe.get("source")
+    if name_problem(source) is not None:
+        raise _malformed(path, "derived.source", source)
+    _labels(recipe.get("layers"), path, "derived.layers")
+    labels = _labels(own.get("labels"), path, "labels")
+    if len(shape) != 3 or shape[1] != len(labels) or dtype not in FLOAT_DTYPES:
+        raise FormatError(
+            f"{path}: a derived site of {len(labels)} layers is {dtype} {list(shape)}", kind="metadata"
+        )
+    return Derived(recipe, labels, shape[0], shape[2], dtype, codec)
+
+
 def column_array(name: str, dtype: str) -> dict[str, Any]:
     """What the native writer is told of a 1-D array."""
     group, _, rest = name.partition("/")
@@ -147,18 +218,20 @@ def parse_layout(attributes: str, path: str) -> Layout | None:
             raise _malformed(path, "sites", name)
         if not isinstance(axis, str) or (axis != EXAMPLES and axis not in axes):
             raise _malformed(path, f"sites.{name}.axis", axis)
-        if not isinstance(labels, list) or not all(
-            _is_int(label) and 0 <= label < 1 << 63 for label in labels
-        ):
-            raise _malformed(path, f"sites.{name}.labels", labels)
-        if len(set(labels)) != len(labels):
-            raise _malformed(path, f"sites.{name}.labels", labels)
-        sites[name] = SiteLayout(axis, tuple(labels))
+        sites[name] = SiteLayout(axis, _labels(labels, path, f"sites.{name}.labels"))
     uuid = own.get("uuid")
     if uuid is not None and not isinstance(uuid, str):
         raise _malformed(path, "uuid", uuid)
     identity = dict(_mapping(own.get("identity") or {}, path, "identity"))
     return Layout(sites, axes, identity, uuid, _part(own.get("part"), path))
+
+
+def _labels(labels: Any, path: str, what: str) -> tuple[int, ...]:
+    if not isinstance(labels, list) or not all(_is_int(label) and 0 <= label < 1 << 63 for label in labels):
+        raise _malformed(path, what, labels)
+    if len(set(labels)) != len(labels):
+        raise _malformed(path, what, labels)
+    return tuple(labels)
 
 
 def _part(part: Any, path: str) -> tuple[int, int] | None:

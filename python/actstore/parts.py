@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 from . import _native
 from .arrays import COLUMN_DTYPES, FLOAT_DTYPES, new_array
 from .errors import FormatError, InvalidInputError, NotFoundError
-from .layout import EXAMPLES, IDS, TOKENS, Layout, SiteLayout, parse_layout
+from .layout import (
+    EXAMPLES,
+    IDS,
+    TOKENS,
+    Derived,
+    Layout,
+    SiteLayout,
+    is_derived,
+    name_problem,
+    parse_derived,
+    parse_layout,
+)
 
 STRINGS = "str"
 """The dtype by which a column of strings goes in listings."""
@@ -35,6 +46,10 @@ class Part:
     """Rows by axis; `examples` among them."""
     columns: dict[str, dict[str, str]]
     """By axis, each column's dtype, `str` for strings."""
+    derived: dict[str, Derived]
+    """Sites that were computed from others; they may be short of examples."""
+    unknown: dict[str, FormatError]
+    """Derived ones that a later actstore made, and what to say of them."""
 
 
 def find_parts(source: object) -> list[str]:
@@ -217,12 +232,43 @@ def read_part(reader: _native.Reader) -> Part:
         for axis in (*layout.axes, EXAMPLES)
         if axis in rows
     }
-    return Part(path, reader, layout, foreign, n_examples, rows, columns)
+    # Where no offsets tell of examples, an array of one row each is an array like others.
+    known = not guessed or f"{TOKENS}/offset" in names
+    derived, unknown = _find_derived(reader, layout, n_examples) if known else ({}, {})
+    return Part(path, reader, layout, foreign, n_examples, rows, columns, derived, unknown)
+
+
+def _find_derived(
+    reader: _native.Reader, layout: Layout, n_examples: int
+) -> tuple[dict[str, Derived], dict[str, FormatError]]:
+    """Arrays beside the sites that say how they were made from them."""
+    derived: dict[str, Derived] = {}
+    unknown: dict[str, FormatError] = {}
+    for name in reader.arrays:
+        if "/" in name or name in layout.sites or name in layout.axes or name == EXAMPLES:
+            continue
+        array = reader.array(name)
+        if not is_derived(array.attributes) or name_problem(name) is not None:
+            continue
+        where = f"{reader.path}: {name}"
+        try:
+            found = parse_derived(array.attributes, array.shape, array.dtype, array.codec, where)
+        except FormatError as error:
+            if error.kind != "version":
+                raise
+            unknown[name] = error
+            continue
+        if found.rows > n_examples:
+            raise FormatError(f"{where} is of {found.rows} examples, there are {n_examples}", kind="metadata")
+        derived[name] = found
+    return derived, unknown
 
 
 def _guess_layout(reader: _native.Reader) -> Layout:
     arrays = [reader.array(name) for name in reader.arrays if "/" not in name]
     arrays = [array for array in arrays if len(array.shape) == 3 and array.dtype in FLOAT_DTYPES]
+    if f"{TOKENS}/offset" in reader.arrays:
+        arrays = [array for array in arrays if not is_derived(array.attributes)]
     if len({array.shape[0] for array in arrays}) <= 1:
         axes = {array.name: TOKENS for array in arrays}
     elif f"{TOKENS}/offset" in reader.arrays:

@@ -52,6 +52,13 @@ def rows_array(rows: Rows) -> NDArray[np.int64]:
     return np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
 
 
+def native_rows(rows: Rows) -> tuple[int, int] | NDArray[np.int64]:
+    """Rows as the native core takes them: a half-open range if they are one, else a list."""
+    if not isinstance(rows, range):
+        rows = compact_rows(rows)
+    return (rows.start, rows.stop) if isinstance(rows, range) else np.ascontiguousarray(rows)
+
+
 def index_positions(key: Any, n: int, what: str) -> Rows:
     """The positions among `n` that a slice, mask, list or array means, as numpy has it.
 

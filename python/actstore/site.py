@@ -1,32 +1,36 @@
-"""A site of an open store: indexing, views and reading."""
+"""A site of an open store: indexing, views, and everything that is computed from it."""
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from .arrays import FLOAT_DTYPES, dtype_named, new_array
+from . import batches as feeding
+from . import derived, pool
 from .errors import InvalidInputError, NotFoundError, ShapeError
-from .layout import EXAMPLES
+from .hits import Hits
+from .scan import Block, map_view, scan_view
+from .search import search_view
 from .selection import (
     Rows,
     RowView,
-    compact_rows,
     index_positions,
     int_position,
     is_int,
     layer_positions,
-    rows_array,
     take,
 )
-from .snapshot import Handle, Snapshot, load
+from .view import Progress, View
 
-_BLOCK_BYTES = 64 << 20
+if TYPE_CHECKING:
+    from .torch_dataset import TorchDataset
 
 
-class Site:
-    """An array ``[token, layer, dim]`` on disk, or a view of some of its rows and layers.
+class Site(View):
+    """An array ``[token, layer, dim]`` of a store, or a view of some of its rows and layers.
+
+    What pooling gives is one too: ``[example, layer, dim]``, in memory or beside the site.
 
     Rows are indexed as numpy does, layers by their labels. Only an int drops an axis. Unlike
     numpy, two lists pick rows and layers independently of each other.
@@ -49,63 +53,7 @@ class Site:
     (array([3, 4]), (2, 1, 4))
     """
 
-    __slots__ = ("_array", "_layers", "_snapshot", "_view", "layers", "name")
-
-    def __init__(
-        self, snapshot: Snapshot, name: str, layers: Sequence[int] | None = None, view: RowView | None = None
-    ) -> None:
-        layout = snapshot.layout.sites[name]
-        self._snapshot = snapshot
-        self._array = snapshot.array(name)
-        self._layers = list(range(len(layout.labels))) if layers is None else list(layers)
-        if view is None:
-            columns = snapshot.examples if layout.axis == EXAMPLES else snapshot.axes[layout.axis]
-            n_examples = snapshot.examples.n_rows
-            view = RowView(range(self._array.shape[0]), range(n_examples), lambda: columns.offset)
-        self._view = view
-        self.name = name
-        self.layers = [layout.labels[i] for i in self._layers]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Rows, layers, dim."""
-        return len(self._view.rows), len(self._layers), self._array.shape[2]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """As stored; bfloat16 is ml_dtypes'."""
-        return FLOAT_DTYPES[self._array.dtype]
-
-    @property
-    def ndim(self) -> int:
-        """Always 3."""
-        return 3
-
-    @property
-    def axis(self) -> str:
-        """What the rows are: `tokens`, another axis, or `examples`."""
-        return self._snapshot.layout.sites[self.name].axis
-
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """The rows of this view, int64 ``[n]``, as they count in the whole store."""
-        return rows_array(self._view.rows)
-
-    @property
-    def n_examples(self) -> int:
-        """Examples of this view, those without rows included."""
-        return len(self._view.examples)
-
-    def __len__(self) -> int:
-        return len(self._view.rows)
-
-    # Row by row would decode a chunk for each: read slices instead.
-    __iter__ = None
-
-    def __repr__(self) -> str:
-        layers = self.layers if len(self.layers) <= 8 else f"{self.layers[:3]}...{self.layers[-1]}"
-        shape = f"{list(self.shape)} {self.dtype.name}"
-        return f"Site({self.name!r} of {self._snapshot.name!r}, {shape}, layers {layers})"
+    __slots__ = ()
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         """Rows, layers and dims as a numpy array of the site's dtype.
@@ -174,7 +122,7 @@ class Site:
             if is_int(tokens):
                 tokens = [tokens]
             view = view.take_rows(index_positions(tokens, len(view.rows), f"{self._what}: tokens"))
-        return type(self)(self._snapshot, self.name, chosen, view)
+        return type(self)(self._origin, chosen, view)
 
     def example(self, example: int | str) -> NDArray[Any]:
         """The rows of one example, ``[rows, n_layers, dim]``, by position or id.
@@ -190,79 +138,256 @@ class Site:
             raise InvalidInputError(f"{self._what}: an example is an int or a str, got {example!r}")
         return self.select(examples=example).read()
 
-    def read(
-        self, dtype: DTypeLike | str | None = None, out: NDArray[Any] | None = None, threads: int = 0
-    ) -> NDArray[Any]:
-        """All of the view, ``[rows, n_layers, dim]``.
+    def search(
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        metric: Literal["dot", "cos", "l2"] = "dot",
+        combine: Literal["sum", "max"] = "sum",
+        weights: Sequence[float] | None = None,
+        min_score: float | None = None,
+        on_nan: Literal["raise", "skip"] = "raise",
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> Hits:
+        """The `k` rows of this view that score best for each query; exact.
+
+        Scores are computed in float64 in one fixed order and rounded once to float32. Rows come by score
+        descending, then by row ascending. Both are the same for any batch of queries, `k`, number of
+        threads, codec and machine.
 
         Parameters
         ----------
-        dtype : str or dtype, optional
-            A float dtype to convert to while reading; by default that of `out`, or the site's.
-        out : array ``[rows, n_layers, dim]``, optional
-            Where to put it; best C-contiguous, else it goes through a buffer.
+        queries : array ``[nq, D]``, ``[nq, L, D]`` or ``[D]``, or Site
+            numpy, ml_dtypes or torch; of each query one vector for all layers, or one for each.
+            bfloat16, float16 and float32 are used exactly, float64 is rounded to float32. A site's rows are
+            queries too, layer by layer.
+        k : int
+            How many; where there are fewer, the rest is missing.
+        metric : {"dot", "cos", "l2"}
+            Higher is better: the dot product; that over both norms, 0 for zero vectors; minus the squared
+            distance.
+        combine : {"sum", "max"}
+            Of the scores of several layers: their (weighted) sum, or the greatest.
+        weights : sequence of float ``[L]``, optional
+            One for each layer, for ``combine="sum"``.
+        min_score : float, optional
+            Leave out what scores less.
+        on_nan : {"raise", "skip"}
+            What to do with rows that have NaN.
         threads : int
             0 means all cores.
+        progress : callable, optional
+            Called with the rows times layers done, and in all.
 
         Returns
         -------
-        array ``[rows, n_layers, dim]``
-            `out`, if it was given.
+        Hits
+            ``scores``, ``rows`` and ``layers`` ``[nq, k]``, ids and more.
 
         Raises
         ------
         ShapeError
-            When `out` is of another shape.
+            When the queries are of another dim or number of layers.
         InvalidInputError
-            When it would not fit in memory, or `out` and `dtype` differ.
-        FormatError
-            When what is on disk is damaged.
+            For another dtype, NaN in queries or rows, or an argument that cannot be.
+
+        Examples
+        --------
+        >>> import actstore, numpy as np, tempfile
+        >>> path = tempfile.mkdtemp() + "/x.act"
+        >>> rows = np.array([[1, 0], [0, 1], [1, 1]], np.float32)[:, None]
+        >>> with actstore.create(path, {"resid": actstore.SiteSpec(1, 2, "float32")}) as w:
+        ...     w.append({"resid": rows}, lengths=[1, 2], ids=["a", "b"])
+        >>> hits = actstore.open(path)["resid"].search(np.array([0.5, 1.0]), k=2)
+        >>> hits.scores.tolist(), hits.rows.tolist(), hits.ids
+        ([[1.5, 1.0]], [[2, 1]], [['b', 'b']])
         """
-        if dtype is not None:
-            dtype = dtype_named(dtype, FLOAT_DTYPES, self._what)
+        return search_view(self, queries, k, metric, combine, weights, min_score, on_nan, threads, progress)
+
+    def scan(
+        self,
+        reducers: Sequence[Any],
+        *,
+        threads: int = 0,
+        progress: Progress | None = None,
+        partial: bool = False,
+    ) -> list[Any]:
+        """Run reducers over this view, all in one pass.
+
+        Parameters
+        ----------
+        reducers : list
+            `Summary`, `Histogram`, `Pool`, or objects of your own with the methods of `Reducer`.
+        threads : int
+            0 means all cores. Results do not depend on it.
+        progress : callable, optional
+            Called with the rows times layers done, and in all.
+        partial : bool
+            Give states instead of results. They can be pickled, merged with ``reducer.merge(a, b)``, the
+            rows of `a` before those of `b`, and finished with ``reducer.finish(state)``.
+
+        Returns
+        -------
+        list
+            For each reducer its result, or state.
+
+        Raises
+        ------
+        InvalidInputError
+            For something that is no reducer.
+
+        Examples
+        --------
+        >>> import actstore, numpy as np, tempfile
+        >>> path = tempfile.mkdtemp() + "/x.act"
+        >>> rows = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+        >>> with actstore.create(path, {"resid": actstore.SiteSpec(2, 2, "float32")}) as w:
+        ...     w.append({"resid": rows}, lengths=[1, 2])
+        >>> site = actstore.open(path)["resid"]
+        >>> summary, means = site.scan([actstore.Summary(), actstore.Pool("mean")])
+        >>> summary.mean.tolist(), means.shape
+        ([[4.0, 5.0], [6.0, 7.0]], (2, 2, 2))
+        """
+        return scan_view(self, reducers, threads, progress, partial)
+
+    def map_blocks(
+        self, fn: Callable[[Block], Any], *, threads: int = 0, progress: Progress | None = None
+    ) -> list[Any]:
+        """What a function gives for each block of decoded rows of one layer.
+
+        Blocks are decoded in parallel; `fn` is called by one thread at a time.
+
+        Parameters
+        ----------
+        fn : callable
+            Takes a `Block`: ``layer``, ``rows`` and ``positions`` ``[n]``, ``values`` float32 ``[n, D]``.
+        threads : int
+            0 means all cores.
+        progress : callable, optional
+            Called with the rows times layers done, and in all.
+
+        Returns
+        -------
+        list
+            In the order of rows, then of layers.
+
+        Examples
+        --------
+        >>> import actstore, numpy as np, tempfile
+        >>> path = tempfile.mkdtemp() + "/x.act"
+        >>> rows = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+        >>> with actstore.create(path, {"resid": actstore.SiteSpec(2, 2, "float32")}) as w:
+        ...     w.append({"resid": rows}, lengths=[3])
+        >>> actstore.open(path)["resid"].map_blocks(lambda block: (block.layer, float(block.values.sum())))
+        [(0, 27.0), (1, 39.0)]
+        """
+        return map_view(self, fn, threads, progress)
+
+    def pool(
+        self,
+        kind: Literal["mean", "max", "first", "last", "weighted"],
+        *,
+        layers: Any = None,
+        mix: Literal["mean", "sum", "concat"] | Sequence[float] | None = None,
+        special: bool = True,
+        on_empty: Literal["raise", "zero"] = "raise",
+        out: str | None = None,
+        threads: int = 0,
+        progress: Progress | None = None,
+    ) -> "Site":
+        """One row for each example: a site over the examples of this view.
+
+        Its rows are called by the numbers of the examples in the whole store.
+
+        Parameters
+        ----------
+        kind : {"mean", "max", "first", "last", "weighted"}
+            Of the rows of an example, in the order of this view. ``"weighted"`` is the position-weighted
+            mean of SGPT, sum_i i x_i / sum_i i for rows i = 1, 2, ... (Muennighoff 2022, arXiv:2202.08904).
+        layers : int, list of int or slice of labels, optional
+            As `select` has them; by default those of the view.
+        mix : {"mean", "sum", "concat"} or sequence of float ``[L]``, optional
+            Of several layers make one: their mean, sum or sum with these weights, or one as wide as all
+            of them. It has label 0, or that of the only layer there was. By default layers stay.
+        special : bool
+            Whether rows count whose column `special` is set.
+        on_empty : {"raise", "zero"}
+            What to do with examples that have no rows.
+        out : str, optional
+            Write it beside the site, under this name, in bounded memory, for a whole site only. What is
+            there already, by the same recipe, is not computed again. By default it is kept in memory.
+        threads : int
+            0 means all cores.
+        progress : callable, optional
+            Called with the rows times layers done, and in all.
+
+        Returns
+        -------
+        Site
+            float32 ``[n_examples, L', D']``.
+
+        Raises
+        ------
+        InvalidInputError
+            When the site is pooled already, an example has no rows, or an argument cannot be.
+        NotFoundError
+            When ``special=False`` and there is no column `special`.
+
+        Examples
+        --------
+        >>> import actstore, numpy as np, tempfile
+        >>> path = tempfile.mkdtemp() + "/x.act"
+        >>> rows = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+        >>> with actstore.create(path, {"resid": actstore.SiteSpec(2, 2, "float32")}) as w:
+        ...     w.append({"resid": rows}, lengths=[1, 2], ids=["a", "b"])
+        >>> docs = actstore.open(path)["resid"].pool("mean")
+        >>> docs.shape, docs.example("b").tolist()
+        ((2, 2, 2), [[[6.0, 7.0], [8.0, 9.0]]])
+        """
+        view = self if layers is None else self.select(layers=layers)
+        pool.check_poolable(view)
+        how = pool.recipe(kind, mix, len(view.layers), special, on_empty)
         if out is None:
-            return self._read(self._view.rows, self._layers, dtype or self.dtype, threads)
-        if not isinstance(out, np.ndarray):
-            raise InvalidInputError(f"{self._what}: out is a {type(out).__name__}, not a numpy array")
-        if out.shape != self.shape:
-            raise ShapeError(f"{self._what}: out: expected {list(self.shape)}, got {list(out.shape)}")
-        if out.dtype not in FLOAT_DTYPES.values() or (dtype is not None and out.dtype != dtype):
-            raise InvalidInputError(f"{self._what}: out is {out.dtype}, expected {dtype or 'a float dtype'}")
-        if not out.flags.writeable:
-            raise InvalidInputError(f"{self._what}: out is read-only")
-        if out.flags.c_contiguous:
-            self._read_into(self._view.rows, self._layers, out, threads)
-            return out
-        n_block = max(1, _BLOCK_BYTES // max(1, out.shape[1] * out.shape[2] * out.itemsize))
-        for start in range(0, len(self), n_block):
-            rows = self._view.rows[start : start + n_block]
-            out[start : start + n_block] = self._read(rows, self._layers, out.dtype, threads)
-        return out
+            return type(self)(pool.pool_view(view, how, threads, progress))
+        labels, dim = how.labels(view.layers), how.dim(*view.shape[1:])
+        return derived.write_pooled(
+            view,
+            out,
+            how.json(),
+            labels,
+            dim,
+            lambda source: pool.Plan(source, how, threads).compute,
+            threads,
+            progress,
+        )
 
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False:
-            raise ValueError("a site is on disk: reading it makes a copy")
-        array = self.read()
-        return array if dtype is None else array.astype(dtype, copy=False)
+    batches = feeding.batches
 
-    @property
-    def _what(self) -> str:
-        return f"site {self.name!r} of {self._snapshot.name}"
+    def torch_dataset(self, batch_size: int, **options: Any) -> "TorchDataset":
+        """This view as a dataset of batches, for ``DataLoader(dataset, batch_size=None)``.
 
-    def _read(self, rows: Rows, layers: list[int], dtype: np.dtype[Any], threads: int) -> NDArray[Any]:
-        out = new_array((len(rows), len(layers), self.shape[2]), dtype, self._what)
-        self._read_into(rows, layers, out, threads)
-        return out
+        Parameters
+        ----------
+        batch_size : int
+            Rows of a batch.
+        **options
+            As `actstore.torch_dataset.torch_dataset` has them: shuffle, seed, dtype, columns, ...
 
-    def _read_into(self, rows: Rows, layers: list[int], out: NDArray[Any], threads: int) -> None:
-        self._snapshot.check_open()
-        if out.size == 0:
-            return
-        if not isinstance(rows, range):
-            rows = compact_rows(rows)
-        native_rows = (rows.start, rows.stop) if isinstance(rows, range) else np.ascontiguousarray(rows)
-        every = layers == list(range(self._array.shape[1]))
-        self._array.read(native_rows, None if every else layers, out, threads)
+        Returns
+        -------
+        TorchDataset
+            Each row once an epoch, over all ranks and workers.
+
+        Raises
+        ------
+        InvalidInputError
+            When torch is not installed, or an option cannot be.
+        """
+        from .torch_dataset import torch_dataset  # imports torch
+
+        return torch_dataset(self, batch_size, **options)
 
     def _example_positions(self, key: Any) -> Rows:
         what = f"{self._what}: examples"
@@ -285,7 +410,7 @@ class Site:
         return dict(zip(reversed(numbers), range(len(numbers) - 1, -1, -1), strict=True))
 
     def _place(self, name: str, places: dict[int, int] | None) -> int:
-        number = self._snapshot.example_number(name)
+        number = self._origin.example_number(name)
         if places is not None:
             at = places.get(number)
         else:
@@ -297,17 +422,19 @@ class Site:
 
     def __reduce__(self) -> tuple[Any, ...]:
         view = self._view
+        make, arguments, narrowed = self._origin.pickled(view, self._layers)
         order = None if view.owner is not None else view.grouped()[1]
-        state = (view.rows, view.examples, order, view.owner)
-        return _reopen, (self._snapshot.source, self._snapshot.verify, self.name, self._layers, state)
+        rows = range(len(view.rows)) if narrowed else view.rows
+        layers = None if narrowed else self._layers
+        return _remade, (make, arguments, layers, (rows, view.examples, order, view.owner))
 
 
-def _reopen(
-    source: str | list[str], verify: str, name: str, layers: list[int], state: tuple[Any, ...]
+def _remade(
+    make: Callable[..., Any], arguments: tuple[Any, ...], layers: list[int] | None, state: tuple[Any, ...]
 ) -> Site:
-    """A site in another process. Rows never move, so the view is the same whatever was added."""
+    """A site in another process."""
     rows, examples, offset, owner = state
-    return Site(load(source, verify, Handle()), name, layers, RowView(rows, examples, lambda: offset, owner))
+    return Site(make(*arguments), layers, RowView(rows, examples, lambda: offset, owner))
 
 
 def _three(key: Any, what: str) -> tuple[Any, Any, Any]:

@@ -4,16 +4,20 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .arrays import FLOAT_DTYPES
 from .columns import Columns
 from .errors import FormatError, InvalidInputError, NotFoundError
 from .layout import FORMAT, TOKENS
+from .origin import stored_origin
 from .parts import Part, as_path
 from .report import Damage, Report
 from .site import Site
 from .snapshot import Handle, Snapshot, load
+
+if TYPE_CHECKING:
+    from .torch_dataset import TorchDataset
 
 Progress = Callable[[int, int], object]
 """Called with the bytes done and the bytes in all."""
@@ -151,12 +155,7 @@ class Store:
 
     def __getitem__(self, name: str) -> Site:
         self._snapshot.check_open()
-        if name not in self._snapshot.layout.sites:
-            self._snapshot.explain_absence(name)
-            raise NotFoundError(
-                f"{self._snapshot.name} has no site {name!r}, it has: {', '.join(self.sites) or 'none'}"
-            )
-        return Site(self._snapshot, name)
+        return Site(stored_origin(self._snapshot, name))
 
     def __contains__(self, name: object) -> bool:
         return name in self._snapshot.layout.sites
@@ -212,6 +211,36 @@ class Store:
         self._snapshot.check_open()
         return open, (self._snapshot.source, self._snapshot.verify)
 
+    def torch_dataset(
+        self, batch_size: int, sites: str | Sequence[str] | None = None, **options: Any
+    ) -> "TorchDataset":
+        """Sites as a dataset of batches, for ``DataLoader(dataset, batch_size=None)``.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows of a batch.
+        sites : str or list of str, optional
+            One site, or several on one axis; by default the only one there is.
+        **options
+            As `actstore.torch_dataset.torch_dataset` has them: shuffle, seed, dtype, columns, ...
+
+        Returns
+        -------
+        TorchDataset
+            Each row once an epoch, over all ranks and workers.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such site.
+        InvalidInputError
+            When torch is not installed, there are several sites, or an option cannot be.
+        """
+        from .torch_dataset import sites_of, torch_dataset  # imports torch
+
+        return torch_dataset(sites_of(self, sites), batch_size, **options)
+
     def verify(self, strict: bool = False, threads: int = 0, progress: Progress | None = None) -> Report:
         """Check every checksum of this view.
 
@@ -249,8 +278,8 @@ class Store:
         -------
         dict
             ``path``, ``format`` (None for a foreign group), ``uuid``, ``identity``, ``n_examples``,
-            ``n_tokens``, ``sites``, ``axes``, ``examples``, ``stored_bytes``, ``hole_bytes``,
-            ``parts``.
+            ``n_tokens``, ``sites``, ``derived``, ``axes``, ``examples``, ``stored_bytes``,
+            ``hole_bytes``, ``parts``.
         """
         self._snapshot.check_open()
         layout, parts = self._snapshot.layout, self._snapshot.parts
@@ -281,6 +310,7 @@ class Store:
             "n_examples": self.n_examples,
             "n_tokens": self.n_tokens,
             "sites": sites,
+            "derived": self._snapshot.derived_info(),
             "axes": {
                 name: {"rows": columns.n_rows, "columns": columns.dtypes}
                 for name, columns in self.axes.items()

@@ -279,15 +279,15 @@ class StoreWriter:
         self, numbers: Sequence[NumberColumn], strings: Iterable[str]
     ) -> dict[str, NDArray[Any]]:
         """The first append says which columns there are; later ones must give the same."""
-        skip = {IDS, *self._layout.sites}
         there: dict[str, str] = {}
         for name, (_, dtype) in self._native.arrays.items():
             path, _, leaf = name.rpartition("/")
+            if not path or path == IDS:  # sites, derived ones too, and ids
+                continue
             if leaf == "bytes":
                 there[path] = "str"
             elif leaf != "offset":
                 there[name] = dtype
-        there = {path: dtype for path, dtype in there.items() if path not in skip}
         given = {column.path: column.values.dtype.name for column in numbers} | dict.fromkeys(strings, "str")
         if not (self._taken.n_examples or there):
             if given:

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ActstoreError
-from . import compact, export, import_, info, verify
+from . import bench, compact, export, import_, info, inspect, pool, verify
 
-_COMMANDS = (info, verify, compact, export, import_)
+_COMMANDS = (info, inspect, verify, compact, pool, export, import_, bench)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:  # it is None where the caller has closed it
             sys.stdout.flush()
         return status
+    except SystemExit as stop:  # options that do not go together
+        return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         _say("interrupted")
         return 130

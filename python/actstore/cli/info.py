@@ -54,6 +54,14 @@ def _lines(info: Mapping[str, Any]) -> Iterator[str]:
             f"{site['shards']} {'shard' if site['shards'] == 1 else 'shards'}"
         )
         yield f"    layers {_labels(site['layers'])}"
+    if info["derived"]:
+        yield "derived"
+    for name, derived in info["derived"].items():
+        recipe = derived["recipe"]
+        yield f"  {name}  {recipe['kind']} of {recipe['source']}, layers {_labels(recipe['layers'])}"
+        if not derived["complete"]:
+            yield f"    covers {derived['covers']:,} of {derived['n_examples']:,} examples"
+            yield f"    hint: actstore pool {info['path']} --update"
     yield "columns"
     for axis, table in {**info["axes"], "examples": info["examples"]}.items():
         columns = ", ".join(f"{name}: {dtype}" for name, dtype in table["columns"].items())

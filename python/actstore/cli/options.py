@@ -1,7 +1,7 @@
 """Options that several commands have."""
 
 import argparse
-from typing import Any
+from typing import Any, NoReturn
 
 Commands = Any
 """What ``add_subparsers`` returns; its type is private to argparse."""
@@ -19,6 +19,39 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_layers(parser: argparse.ArgumentParser) -> None:
+    """``--layers``: what `Site.select` takes."""
+    parser.add_argument(
+        "--layers",
+        type=_layers,
+        metavar="N,N,...",
+        help="only these layers, by label; A:B is those from A to before B (default: all)",
+    )
+
+
+def natural(text: str) -> int:
+    """A number from 0 up.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        When it is none.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
+    return number
+
+
+def wrong_usage(args: argparse.Namespace, message: str) -> NoReturn:
+    """Options that do not go together: say so and end with status 2; the command sets ``parser``."""
+    args.parser.error(message)
+    raise AssertionError("argparse exits")
+
+
 def _count(text: str) -> int:
     try:
         number = int(text)
@@ -27,3 +60,13 @@ def _count(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads")
     return number
+
+
+def _layers(text: str) -> list[int] | slice:
+    try:
+        if ":" in text:
+            start, stop = (int(bound) if bound.strip() else None for bound in text.split(":"))
+            return slice(start, stop)
+        return [int(label) for label in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of layers, as 1,12 or 0:6") from None

@@ -1,9 +1,10 @@
 """Results on stdout, progress on stderr."""
 
 import json
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,6 +15,34 @@ def print_json(result: Any) -> None:
     """One JSON object, on one line; in ASCII where the output cannot take more."""
     encoding = getattr(sys.stdout, "encoding", None) or ""
     print(json.dumps(result, ensure_ascii=not encoding.lower().startswith("utf")))
+
+
+def width_of_terminal() -> int:
+    """Columns to fill: those of the terminal, or 80; never fewer than 40 nor more than 200."""
+    return min(max(shutil.get_terminal_size((80, 24)).columns, 40), 200)
+
+
+def table(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> list[str]:
+    """Lines of aligned columns: the first `left` of them to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        (" " * gap)
+        .join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        .rstrip()
+        for row in rows
+    ]
+
+
+def unicode_output() -> bool:
+    """Whether stdout can take bars and blocks."""
+    try:
+        "▁█▏…".encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return False
+    return True
 
 
 class Bar:
@@ -30,6 +59,12 @@ class Bar:
         """To be called with the bytes done and the bytes in all."""
         # It is None where the caller has closed it.
         return self._update if sys.stderr is not None and sys.stderr.isatty() else None
+
+    def of(self, unit: int) -> Callable[[int, int], None] | None:
+        """To be called with units done and units in all, of so many bytes each."""
+        if self.progress is None:
+            return None
+        return lambda done, total: self._update(done * unit, total * unit)
 
     def _update(self, done: int, total: int) -> None:
         now = time.monotonic()

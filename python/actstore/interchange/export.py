@@ -100,6 +100,7 @@ def export(
                     "labels": store[name].layers,
                     "dtype": store[name].dtype.name,
                     "dim": store[name].shape[2],
+                    **_derived(store, name),
                 }
                 for name in chosen
             },
@@ -110,6 +111,11 @@ def export(
             with open(os.path.join(folder, MANIFEST), "x", encoding="utf-8") as file:
                 json.dump(manifest, file, indent=1)
             sync_tree(folder)
+
+
+def _derived(store: Store, name: str) -> dict[str, Any]:
+    recipe = store._snapshot.recipe(name)
+    return {} if recipe is None else {"derived": recipe}
 
 
 def _may_replace(path: str) -> None:

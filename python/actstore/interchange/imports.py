@@ -5,6 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from .. import _native
 from ..arrays import SITE_DTYPES, dtype_named, integers
 from ..create import create
+from ..derived import write_copy
 from ..errors import InvalidInputError, NotFoundError, ShapeError
 from ..layout import EXAMPLES, check_name
 from ..parts import find_parts
@@ -45,7 +47,8 @@ def import_(
 ) -> None:
     """Make a store of a file or directory in another format.
 
-    Memory stays small whatever the size; `path` appears when the store is complete.
+    Memory stays small whatever the size; `path` appears when the store is complete. Derived sites stay
+    derived when what they are made of is imported too, and not cast.
 
     Parameters
     ----------
@@ -110,6 +113,8 @@ def import_(
             writer = create(partial, found.specs, codec=codec, identity=found.identity, threads=threads)
             with writer:
                 _copy(found, writer, n_examples, progress)
+            for name, (derived, read) in found.derived.items():
+                write_copy(partial, name, replace(derived, codec=codec), read, threads)
 
 
 @contextlib.contextmanager
@@ -189,7 +194,7 @@ def _set_offsets(found: Source, offsets: Any, lengths: Any, source: str) -> None
     n_rows = found.rows[axes[0]]
     if not len(numbers) or numbers[0] != 0 or (np.diff(numbers) < 0).any() or numbers[-1] != n_rows:
         raise ShapeError(f"{what} do not rise from 0 to the {n_rows} rows of {source}")
-    found.offsets, found.ids = {axes[0]: numbers}, None
+    found.offsets, found.ids, found.derived = {axes[0]: numbers}, None, {}
 
 
 def _count(found: Source) -> int:
@@ -205,6 +210,7 @@ def _count(found: Source) -> int:
         if len(set(found.ids)) != len(found.ids):
             twice = next(name for name, n in Counter(found.ids).items() if n > 1)
             raise InvalidInputError(f"two examples have the id {twice!r}")
+    counts |= {f"derived site {name!r}": derived.rows for name, (derived, _) in found.derived.items()}
     counts |= {f"column {name!r}": len(values) for name, values in found.example_columns.items()}
     if len(set(counts.values())) > 1:
         raise ShapeError(

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..arrays import COLUMN_DTYPES, FLOAT_DTYPES, SITE_DTYPES
 from ..errors import FormatError, InvalidInputError, NotFoundError
-from ..layout import EXAMPLES, TOKENS
+from ..layout import EXAMPLES, TOKENS, Derived, parse_derived
 from ..parts import STRINGS
 from ..site_spec import SiteSpec
 from ..store import Store
@@ -38,6 +38,8 @@ class Source:
         Rows of each axis.
     offsets : dict of str to array
         int64 ``[n_examples + 1]`` of each axis; None where the file does not say.
+    derived : dict of str to (Derived, callable)
+        Sites that stay derived, for what they are made of comes along as it is.
     """
 
     specs: dict[str, SiteSpec]
@@ -48,6 +50,7 @@ class Source:
     ids: Sequence[str] | None = None
     token_columns: dict[str, dict[str, Read]] = field(default_factory=dict)
     example_columns: dict[str, Sequence[Any] | NDArray[Any]] = field(default_factory=dict)
+    derived: dict[str, tuple[Derived, Read]] = field(default_factory=dict)
 
 
 def site_spec(
@@ -81,9 +84,13 @@ def from_store(
     names = _chosen(store.sites, sites, where)
     if not names:
         raise InvalidInputError(f"{where} has no 3-D array of floats")
-    specs, read, rows = {}, {}, {}
+    specs, read, rows, derived = {}, {}, {}, {}
     for name in names:
         site = store[name]
+        made = store._snapshot.derived.get(name)
+        if made is not None and to is None and labels is None and made.site.recipe["source"] in names:
+            derived[name] = replace(made.site, rows=made.covers), _site_reader(store, name)
+            continue
         spec = site_spec(f"{where}: {name!r}", site.shape, site.dtype.name, labels or site.layers, to)
         specs[name] = SiteSpec(spec.n_layers, spec.dim, spec.dtype, spec.labels, site.axis)
         read[name] = _site_reader(store, name)
@@ -104,6 +111,7 @@ def from_store(
             for name, dtype in columns.dtypes.items()
             if name != "id"
         },
+        derived,
     )
 
 
@@ -207,7 +215,9 @@ def _from_manifest(folder: str, manifest: Any, sites: Sequence[str] | None, to: 
     specs: dict[str, SiteSpec] = {}
     read: dict[str, Read] = {}
     rows: dict[str, int] = {EXAMPLES: manifest["n_examples"]}
-    for name in _chosen(list(manifest["sites"]), sites, folder):
+    derived: dict[str, tuple[Derived, Read]] = {}
+    names = _chosen(list(manifest["sites"]), sites, folder)
+    for name in names:
         entry = manifest["sites"][name]
         axis = entry["axis"]
         specs[name] = SiteSpec(
@@ -229,8 +239,15 @@ def _from_manifest(folder: str, manifest: Any, sites: Sequence[str] | None, to: 
                 )
             files.append((file, tensor))
         read[name] = _layers_reader(files)
+        recipe = entry.get("derived")
+        if recipe is not None and to is None and recipe["source"] in names:
+            own = json.dumps({"actstore": {"derived": recipe, "labels": entry["labels"]}})
+            shape = (rows[axis], len(files), entry["dim"])
+            found = parse_derived(own, shape, entry["dtype"], "blosc", f"{folder}: {name}")
+            derived[name] = found, read.pop(name)
+            del specs[name]
     axes = {spec.axis for spec in specs.values()} - {EXAMPLES}
-    source = Source(specs, read, rows, identity=manifest["identity"])
+    source = Source(specs, read, rows, identity=manifest["identity"], derived=derived)
     source.offsets = {axis: _whole(columns, f"{axis}/offset") for axis in axes}
     for axis in axes:
         names = manifest["axes"][axis]

@@ -1,0 +1,147 @@
+"""Search, scan and pooling of arrays that are in no store: as of a site of them."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from .hits import Hits
+from .memory import array_origin
+from .site import Site
+from .view import Progress
+
+
+def search(
+    array: Any,
+    queries: Any,
+    k: int = 10,
+    *,
+    metric: Literal["dot", "cos", "l2"] = "dot",
+    combine: Literal["sum", "max"] = "sum",
+    weights: Sequence[float] | None = None,
+    min_score: float | None = None,
+    on_nan: Literal["raise", "skip"] = "raise",
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Hits:
+    """The `k` rows of an array that score best for each query, as `Site.search` finds them.
+
+    Parameters
+    ----------
+    array : array ``[n, D]`` or ``[n, L, D]``
+        numpy, ml_dtypes, a memory map or a torch tensor, of bfloat16, float16, float32 or float64 (rounded to
+        float32). It is searched where it lies if it is C-contiguous, else a copy is. Each row is an example,
+        its id its position.
+    queries, k, metric, combine, weights, min_score, on_nan, threads, progress
+        As `Site.search` has them.
+
+    Returns
+    -------
+    Hits
+        ``scores``, ``rows`` and ``layers`` ``[nq, k]``.
+
+    Raises
+    ------
+    ShapeError, InvalidInputError
+        When the array is none of these, or as `Site.search`.
+
+    Examples
+    --------
+    >>> import actstore, numpy as np
+    >>> rows = np.array([[1.0, 0.0], [0.6, 0.8], [0.0, -2.0]], np.float32)
+    >>> hits = actstore.search(rows, np.array([[0.0, 1.0]]), k=2, metric="cos")
+    >>> hits.rows.tolist(), hits.scores.round(3).tolist()
+    ([[1, 0]], [[0.800000011920929, 0.0]])
+    """
+    return Site(array_origin(array)).search(
+        queries,
+        k,
+        metric=metric,
+        combine=combine,
+        weights=weights,
+        min_score=min_score,
+        on_nan=on_nan,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def scan(
+    array: Any,
+    reducers: Sequence[Any],
+    *,
+    offset: Any = None,
+    threads: int = 0,
+    progress: Progress | None = None,
+    partial: bool = False,
+) -> list[Any]:
+    """Run reducers over an array, all in one pass, as `Site.scan` does.
+
+    Parameters
+    ----------
+    array : array ``[n, D]`` or ``[n, L, D]``
+        As `search` has it.
+    reducers, threads, progress, partial
+        As `Site.scan` has them.
+    offset : sequence of int, optional
+        Where each example begins, ``[n_examples + 1]``; `Pool` needs it.
+
+    Returns
+    -------
+    list
+        For each reducer its result, or state.
+
+    Raises
+    ------
+    ShapeError, InvalidInputError
+        When the array is none of these, or as `Site.scan`.
+
+    Examples
+    --------
+    >>> import actstore, numpy as np
+    >>> [summary] = actstore.scan(np.array([[1.0, 2.0], [3.0, 2.0]]), [actstore.Summary()])
+    >>> summary.mean, summary.var
+    (array([[2., 2.]]), array([[1., 0.]]))
+    """
+    site = Site(array_origin(array, offset))
+    return site.scan(reducers, threads=threads, progress=progress, partial=partial)
+
+
+def pool(
+    array: Any,
+    offset: Any,
+    kind: Literal["mean", "max", "first", "last", "weighted"],
+    *,
+    mix: Literal["mean", "sum", "concat"] | Sequence[float] | None = None,
+    on_empty: Literal["raise", "zero"] = "raise",
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> Site:
+    """One row for each example of an array, as `Site.pool` makes them.
+
+    Parameters
+    ----------
+    array : array ``[n, D]`` or ``[n, L, D]``
+        As `search` has it.
+    offset : sequence of int
+        Where each example begins, ``[n_examples + 1]``, from 0 to n.
+    kind, mix, on_empty, threads, progress
+        As `Site.pool` has them.
+
+    Returns
+    -------
+    Site
+        float32 ``[n_examples, L', D']``, in memory.
+
+    Raises
+    ------
+    ShapeError, InvalidInputError
+        When the array is none of these, or as `Site.pool`.
+
+    Examples
+    --------
+    >>> import actstore, numpy as np
+    >>> rows = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    >>> actstore.pool(rows, [0, 2, 3], "mean").read().tolist()
+    [[[2.0, 3.0]], [[5.0, 6.0]]]
+    """
+    site = Site(array_origin(array, offset))
+    return site.pool(kind, mix=mix, on_empty=on_empty, threads=threads, progress=progress)
