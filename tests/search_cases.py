@@ -147,7 +147,9 @@ OF_QUERIES: list[Kind] = [
     *(close, shuffled, infinities, bits),
 ]
 OF_ROWS: list[Kind] = [*OF_QUERIES, nans]
-COMBINATIONS = [(metric, combine) for metric in ("dot", "cos", "l2") for combine in ("sum", "max")]
+COMBINATIONS: list[tuple[Any, Any]] = [
+    (metric, combine) for metric in ("dot", "cos", "l2") for combine in ("sum", "max")
+]
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def query_values(
     chance = rng.random()
     if len(values) and chance < 0.4:
         some = values if picked is None else values[:, picked]
-        taken = rounded(some[rng.integers(0, len(some), shape[0])][:, : shape[1]], F32)
+        taken: NDArray[np.float32] = rounded(some[rng.integers(0, len(some), shape[0])][:, : shape[1]], F32)
         return np.nan_to_num(taken, nan=1.0, posinf=np.inf, neginf=-np.inf)
     if chance < 0.7 and kind is not nans:
         return rounded(kind(rng, shape), F32)

@@ -27,8 +27,8 @@ class Ask:
     queries: NDArray[np.float32]
     """``[nq, 1 or layers, D]``."""
     k: int = 10
-    metric: str = "dot"
-    combine: str = "sum"
+    metric: Any = "dot"
+    combine: Any = "sum"
     weights: Sequence[float] | None = None
     min_score: float | None = None
     rows: tuple[int, int] | NDArray[np.int64] | None = None
@@ -54,7 +54,8 @@ def added(terms: Floats) -> Floats:
         eight = terms[:, start : start + 8]
         sums[:, : eight.shape[1]] += eight
     s = sums.T
-    return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
+    total: Floats = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))
+    return total
 
 
 def similarity(query: Floats, rows: Floats, metric: str) -> Floats:
@@ -111,8 +112,8 @@ def expected(values: NDArray[Any], ask: Ask) -> tuple[Found, NDArray[np.bool_]]:
     rows, numbers = selected(values, ask)
     nq = len(ask.queries)
     scores = np.full((nq, ask.k), -np.inf, np.float32)
-    found, layers = np.full((nq, ask.k), -1), np.full((nq, ask.k), -1)
-    with_nan = np.isnan(rows).any(axis=(1, 2))
+    found, layers = np.full((nq, ask.k), -1, np.int64), np.full((nq, ask.k), -1, np.int64)
+    with_nan: NDArray[np.bool_] = np.asarray(np.isnan(rows).any(axis=(1, 2)))
     undefined = with_nan.copy()
     for j, query in enumerate(ask.queries):
         exact, winner = score(query, rows, ask.metric, ask.combine, ask.weights)
@@ -134,7 +135,7 @@ def search(source: Any, ask: Ask, threads: int = 1, skip_nan: bool = True) -> tu
     """What the core finds, and how many scores it computed exactly."""
     weights = None if ask.weights is None else np.array(ask.weights, np.float64)
     rows = (0, source.shape[0]) if ask.rows is None else ask.rows
-    *found, n_rescored = _native.search(
+    scores, found, winners, n_rescored = _native.search(
         source,
         rows,
         ask.layers,
@@ -148,21 +149,22 @@ def search(source: Any, ask: Ask, threads: int = 1, skip_nan: bool = True) -> tu
         numbers=ask.numbers,
         threads=threads,
     )
-    return (found[0], found[1], found[2]), n_rescored
+    return (scores, found, winners), n_rescored
 
 
 def same(found: Found, wanted: Found, what: object) -> None:
     """Asserts that all is equal, to the bit; else says where the first difference is."""
-    bits = [array.view(np.uint32) if array.dtype == np.float32 else array for array in (*found, *wanted)]
-    assert [a.shape for a in bits[:3]] == [a.shape for a in bits[3:]], what
-    if all(np.array_equal(f, w) for f, w in zip(bits[:3], bits[3:], strict=True)):
+    pairs: list[tuple[NDArray[Any], NDArray[Any]]] = list(zip(found, wanted, strict=True))
+    assert [f.shape for f, _ in pairs] == [w.shape for _, w in pairs], what
+    bits = [(f.view(np.uint32), w.view(np.uint32)) for f, w in pairs[:1]] + pairs[1:]
+    if all(np.array_equal(f, w) for f, w in bits):
         return
-    differs = np.any([f != w for f, w in zip(bits[:3], bits[3:], strict=True)], axis=0)
+    differs = np.any([f != w for f, w in bits], axis=0)
     q, i = np.argwhere(differs)[0]
     near = slice(max(0, i - 1), i + 2)
     shown = [
         f"{name}: found {f[q, near].tolist()}, expected {w[q, near].tolist()}"
-        for name, f, w in zip(("scores", "rows", "layers"), found, wanted, strict=True)
+        for name, (f, w) in zip(("scores", "rows", "layers"), pairs, strict=True)
     ]
     raise AssertionError(
         f"{what}: query {q}, rank {i} ({differs.sum()} of {differs.size} differ)\n" + "\n".join(shown)

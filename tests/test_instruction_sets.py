@@ -14,7 +14,9 @@ from search_oracle import Ask, Found, expected, same, search
 
 SETS = actstore.build_info()["instruction_sets"].split()
 SEEDS = range(2000, 2000 + len(OF_ROWS) * len(COMBINATIONS))
-STORED = [(codec, dtype) for codec in ("blosc", "raw") for dtype in ("bfloat16", "float16", "float32")]
+STORED: list[tuple[Any, str]] = [
+    (codec, dtype) for codec in ("blosc", "raw") for dtype in ("bfloat16", "float16", "float32")
+]
 
 
 def forced(name: str, code: str, *arguments: object) -> str:

@@ -8,6 +8,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import actstore
 import numpy as np
@@ -133,6 +134,24 @@ class TestFork:
             finally:
                 os.kill(child, signal.SIGKILL)
         assert ONE.check(actstore.open(path)) == 5
+
+    @pytest.mark.parametrize("codec", ["blosc", "raw"])
+    def test_a_child_reads_single_rows_after_its_parent_did(
+        self, memory_path: Path, codec: Literal["blosc", "raw"]
+    ) -> None:
+        path = memory_path / "x.act"
+        acts = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+        with actstore.create(path, {"resid": actstore.SiteSpec(2, 3, "float32")}, codec=codec) as writer:
+            writer.append({"resid": acts}, [4])
+        site = actstore.open(path)["resid"]
+        assert (site[3] == acts[3]).all()
+
+        def child() -> None:
+            assert (site[2] == acts[2]).all()
+            assert (site[[2, 0]] == acts[[2, 0]]).all()
+            assert site.search(acts[1:2, 0], k=1, metric="l2", weights=[1, 0]).rows.tolist() == [[1]]
+
+        join(fork(child))
 
     def test_a_child_cannot_use_the_writer_and_takes_nothing_away(self, memory_path: Path) -> None:
         path = ONE.build(memory_path / "x.act", 3)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from search_cases import COMBINATIONS, DIMS, F32, draw
 from search_oracle import Ask, Found, check, expected, same, score, search, selected
 
-METRICS = ["dot", "cos", "l2"]
+METRICS: list[Any] = ["dot", "cos", "l2"]
 
 
 def array(values: Any) -> NDArray[np.float32]:
@@ -189,19 +189,45 @@ def test_sums_that_lose_all_they_can(metric: str, every: int) -> None:
     1 + s^2 is 1 in float32 when s^2 is below half a unit; so the quick score is as far too low as it may be.
     """
     s = F32(np.sqrt(0.98 * 2.0**-24))
-    for dim, nq, scale in product((255, 256, 257, 512, 2048), (1, 5), (1.0, 2.0**20, 2.0**-20)):
+    scales = [(1.0, 1.0), (2.0**20, 2.0**20), (2.0**-20, 2.0**-20)]
+    if metric != "l2":
+        # Squares of rows that float32 has as zero, and queries as great and as small as are trusted.
+        scales += [(1.0, 2.0**-80), (2.0**49, 2.0**-60), (2.0**-39, 2.0**50)]
+    for dim, nq, (q_scale, x_scale) in product((255, 256, 257, 512, 4096), (1, 5), scales):
         best = np.zeros(dim)
         best[: 256 * every : every] = s
+        # Blocks of 256 are added up at the end.
+        best[256 * every :: 256] = s
         best[0] = 1
         other = best.copy()
         # Enough of them fewer that its score is less.
         other[np.flatnonzero(other)[-4:]] = 0
-        values = array(np.stack([other, *np.zeros((12, dim)), best]) * scale)
-        queries = np.concatenate([values[-1:], normal((nq - 1, 1, dim))])
+        values = array(np.stack([other, *np.zeros((12, dim)), best]) * x_scale)
+        queries = np.concatenate([array([best * q_scale]), normal((nq - 1, 1, dim))])
         ask = Ask(queries, 1, metric)
-        scores, rows, _ = check(values, values, ask, what=(dim, nq, scale))
+        scores, rows, _ = check(values, values, ask, what=(dim, nq, q_scale, x_scale))
         assert rows[0] == [13]
-        check(values, values, replace(ask, min_score=float(scores[0, 0])), what=(dim, nq, scale))
+        check(values, values, replace(ask, min_score=float(scores[0, 0])), what=(dim, nq, q_scale, x_scale))
+
+
+@pytest.mark.parametrize("every", [1, 8, 16, 32])
+def test_squares_that_gain_all_they_can(every: int) -> None:
+    """1 + s^2 is rounded up by nearly half a unit each time: the best row, the last, seems farther off.
+
+    The other way of that: squares that are half of the least denormal, and count as a whole one.
+    """
+    for dim, nq, (one, s) in product(
+        (256, 512, 2048, 4096), (1, 5), ((1.0, np.sqrt(1.02 * 2.0**-24)), (2.7e-23, 2.7e-23))
+    ):
+        best = np.zeros(dim)
+        best[: 256 * every : every] = s
+        best[0] = one
+        other = np.zeros(dim)
+        other[0] = np.sqrt((best * best).sum() * (1.000001 if one == 1 else 1.5))
+        values = array(np.stack([other, *np.full((12, dim), 3.0), best]))
+        queries = np.concatenate([np.zeros((1, 1, dim), F32), normal((nq - 1, 1, dim))])
+        _, rows, _ = check(values, values, Ask(queries, 1, "l2"), what=(dim, nq, one))
+        assert rows[0] == [13]
 
 
 def test_the_least_score_is_one() -> None:
@@ -238,9 +264,9 @@ def test_the_first_of_the_best_layers_wins() -> None:
         check(values, values, Ask(queries, 60, metric, "max", layers=layers), (1, 2))
     # Float64 decides, though it is rounded after.
     close = np.zeros((1, 3, 2), F32)
-    close[0] = [[1, 0], [1, 2.0**-30], [1, 2.0**-31]]
-    scores, _, layers = check(close, close, Ask(np.ones((1, 1, 2), F32), 1, combine="max"))
-    assert (scores[0, 0], layers[0, 0]) == (1.0, 1)
+    close[0] = np.array([[1, 0], [1, 2.0**-30], [1, 2.0**-31]])
+    scores, _, winners = check(close, close, Ask(np.ones((1, 1, 2), F32), 1, combine="max"))
+    assert (scores[0, 0], winners[0, 0]) == (1.0, 1)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -273,6 +299,14 @@ def test_very_many_layers() -> None:
     for nq, weight in product((1, 5, 17), (-100.0, 100.0, 94.0)):
         queries = np.ones((nq, 1, 1), F32)
         check(values, values, Ask(queries, 3, "l2", weights=[weight] * 450))
+    # On the way to a sum that is small.
+    values[:, 450 // 2 :] *= 1 + np.arange(10, dtype=F32)[:, None, None] * F32(1e-6)
+    values = np.repeat(values, 2, axis=1)
+    for nq in (1, 17):
+        ask = Ask(np.ones((nq, 1, 1), F32), 1, "l2", weights=[100.0] * 450 + [-100.0] * 450)
+        scores, rows, _ = check(values, values, ask)
+        assert np.isfinite(scores).all()
+        assert rows[0] == [9]
     many = np.full((3, 40_000, 1), 9.9e16, F32)
     for weights in ([1.0] * 40_000, [100.0, -100.0] * 20_000):
         check(many, many, Ask(np.ones((1, 1, 1), F32), 3, "l2", weights=weights))
@@ -294,7 +328,7 @@ def test_any_rows(dim: int) -> None:
     values = normal((n, 1, dim))
     values[50:60] = values[7]
     rng = np.random.default_rng(dim)
-    lists = [
+    lists: list[Any] = [
         np.arange(n)[::-1].copy(),
         np.sort(rng.integers(0, n, 150)),
         rng.integers(0, n, 2 * n),
@@ -302,7 +336,8 @@ def test_any_rows(dim: int) -> None:
         np.array([299, 0, 299, 55, 50]),
         np.array([], np.int64),
     ]
-    for rows in [(0, n), (13, n), (50, 51), (200, 200), (0, 0), (n, n), *lists]:
+    runs = [(0, n), (13, n), (50, 51), (200, 200), (0, 0), (n, n)]
+    for rows in (*runs, *lists):
         check(values, values, Ask(values[[7, 100]], 12, "cos", rows=rows), (1, 3), "rows")
 
 
@@ -509,15 +544,20 @@ def hits(found: actstore.Hits) -> Found:
 def test_any_search_of_a_plain_array(seed: int) -> None:
     """`actstore.search` passes on what the core finds."""
     case = draw(1000 + seed, 200_000)
+    values, _ = selected(case.values, case.ask)
     ask = replace(case.ask, rows=None, layers=None, numbers=None)
-    across = ask.queries.shape[1]
-    if across not in (1, case.values.shape[1]) or ask.weights is not None:
-        ask = replace(ask, queries=ask.queries[:, :1], weights=None)
-    scores, rows, layers = expected(case.values, ask)[0]
-    if ask.combine == "sum" and case.values.shape[1] > 1:
+    scores, rows, layers = expected(values, ask)[0]
+    if ask.combine == "sum" and values.shape[1] > 1:
         layers = np.full_like(layers, -1)
     queries = ask.queries[:, 0] if ask.queries.shape[1] == 1 else ask.queries
     found = actstore.search(
-        case.values, queries, ask.k, metric=ask.metric, combine=ask.combine, on_nan="skip", threads=2
+        values if values.shape[1] > 1 or seed % 2 else values[:, 0],
+        queries,
+        ask.k,
+        metric=ask.metric,
+        combine=ask.combine,
+        weights=ask.weights,
+        on_nan="skip",
+        threads=2,
     )
     same(hits(found), (scores, rows, layers), case.what)

@@ -41,6 +41,15 @@ def test_many_rows(metric: str) -> None:
     check(values, values, Ask(queries[:2], 10, metric), (1, 2, 7))
 
 
+@pytest.mark.parametrize("metric", ["dot", "cos", "l2"])
+def test_very_long_vectors(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    values, queries = (cases.outliers(rng, (n, 1, 70_001)).astype(F32) for n in (20, 5))
+    values[10:] = values[:10] * (1 + rng.integers(-1, 2, (10, 1, 70_001)) * F32(2.0**-23))
+    for some in (queries, queries[:2], values[:5]):
+        check(values, values, Ask(some, 3, metric))
+
+
 def test_the_same_every_time() -> None:
     """Thousands of equal rows and a dozen threads: whoever comes first, the lowest rows are found."""
     values = np.ones((3000, 1, 4096), F32)

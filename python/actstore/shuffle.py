@@ -316,8 +316,8 @@ class Schedule:
         self.capacity = int(sizes.max(initial=0))
         self.n_ticks = max(self.n_rounds - window, 0) + 1 if self.n_rounds else 0
         self.n_slots = min(window + 1, self.n_rounds)
+        # Whether a round's rows leave it in another order than they are read in.
         self.mixes = shuffle is True
-        """Whether a round's rows leave it in another order than they are read in."""
 
     def _cut_rounds(self, epoch: int) -> NDArray[np.int64]:
         """Puts the share's cells in order and gathers them in rounds; the rows of each."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from . import batches as feeding
 from . import derived, pool
@@ -21,6 +21,7 @@ from .selection import (
     layer_positions,
     take,
 )
+from .shuffle import Shuffle
 from .view import Progress, View
 
 if TYPE_CHECKING:
@@ -365,15 +366,34 @@ class Site(View):
 
     batches = feeding.batches
 
-    def torch_dataset(self, batch_size: int, **options: Any) -> "TorchDataset":
+    def torch_dataset(
+        self,
+        batch_size: int = 4096,
+        *,
+        shuffle: Shuffle = False,
+        seed: int = 0,
+        dtype: DTypeLike | str | None = None,
+        columns: Sequence[str] | None = None,
+        drop_last: bool = False,
+        reservoir: int | None = None,
+        prefetch: int = 2,
+        threads: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> "TorchDataset":
         """This view as a dataset of batches, for ``DataLoader(dataset, batch_size=None)``.
 
         Parameters
         ----------
         batch_size : int
             Rows of a batch.
-        **options
-            As `actstore.torch_dataset.torch_dataset` has them: shuffle, seed, dtype, columns, ...
+        shuffle, seed, dtype, drop_last, reservoir, prefetch, threads
+            As those of `batches`.
+        columns : list of str, optional
+            Columns of the rows' axis or of their examples; a batch is then a dict.
+        rank, world_size : int, optional
+            Among how many processes the rows are shared out, and which this is; by default those of
+            ``torch.distributed``, else the environment's ``RANK`` and ``WORLD_SIZE``.
 
         Returns
         -------
@@ -387,7 +407,20 @@ class Site(View):
         """
         from .torch_dataset import torch_dataset  # imports torch
 
-        return torch_dataset(self, batch_size, **options)
+        return torch_dataset(
+            self,
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            dtype=dtype,
+            columns=columns,
+            drop_last=drop_last,
+            reservoir=reservoir,
+            prefetch=prefetch,
+            threads=threads,
+            rank=rank,
+            world_size=world_size,
+        )
 
     def _example_positions(self, key: Any) -> Rows:
         what = f"{self._what}: examples"

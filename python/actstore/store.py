@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from numpy.typing import DTypeLike
+
 from .arrays import FLOAT_DTYPES
 from .columns import Columns
 from .errors import FormatError, InvalidInputError, NotFoundError
@@ -13,6 +15,7 @@ from .layout import FORMAT, TOKENS
 from .origin import stored_origin
 from .parts import Part, as_path
 from .report import Damage, Report
+from .shuffle import Shuffle
 from .site import Site
 from .snapshot import Handle, Snapshot, load
 
@@ -212,7 +215,20 @@ class Store:
         return open, (self._snapshot.source, self._snapshot.verify)
 
     def torch_dataset(
-        self, batch_size: int, sites: str | Sequence[str] | None = None, **options: Any
+        self,
+        batch_size: int = 4096,
+        sites: str | Sequence[str] | None = None,
+        *,
+        shuffle: Shuffle = False,
+        seed: int = 0,
+        dtype: DTypeLike | str | None = None,
+        columns: Sequence[str] | None = None,
+        drop_last: bool = False,
+        reservoir: int | None = None,
+        prefetch: int = 2,
+        threads: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> "TorchDataset":
         """Sites as a dataset of batches, for ``DataLoader(dataset, batch_size=None)``.
 
@@ -222,8 +238,13 @@ class Store:
             Rows of a batch.
         sites : str or list of str, optional
             One site, or several on one axis; by default the only one there is.
-        **options
-            As `actstore.torch_dataset.torch_dataset` has them: shuffle, seed, dtype, columns, ...
+        shuffle, seed, dtype, drop_last, reservoir, prefetch, threads
+            As those of `batches`.
+        columns : list of str, optional
+            Columns of the rows' axis or of their examples; a batch is then a dict.
+        rank, world_size : int, optional
+            Among how many processes the rows are shared out, and which this is; by default those of
+            ``torch.distributed``, else the environment's ``RANK`` and ``WORLD_SIZE``.
 
         Returns
         -------
@@ -239,7 +260,20 @@ class Store:
         """
         from .torch_dataset import sites_of, torch_dataset  # imports torch
 
-        return torch_dataset(sites_of(self, sites), batch_size, **options)
+        return torch_dataset(
+            sites_of(self, sites),
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            dtype=dtype,
+            columns=columns,
+            drop_last=drop_last,
+            reservoir=reservoir,
+            prefetch=prefetch,
+            threads=threads,
+            rank=rank,
+            world_size=world_size,
+        )
 
     def verify(self, strict: bool = False, threads: int = 0, progress: Progress | None = None) -> Report:
         """Check every checksum of this view.

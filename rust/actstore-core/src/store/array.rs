@@ -135,9 +135,9 @@ impl Array {
         if out.is_empty() {
             return Ok(());
         }
-        let read = Read { array: self, layers, dtype, cell, task };
         // Few bytes in few chunks: waking threads would cost more.
         let inline = rows.len() <= 1 || (out.len() <= SMALL && self.parts.iter().all(|p| p.maps()));
+        let read = Read { array: self, layers, dtype, cell, task, inline };
         if inline { read.run(rows, out) } else { pool(task.threads)?.install(|| read.run(rows, out)) }
     }
 }
@@ -150,9 +150,16 @@ struct Read<'a> {
     /// Bytes of a row of one layer in the result.
     cell: usize,
     task: &'a Task,
+    /// On this thread alone. It is of no pool of ours, and rayon's own does not outlive a fork.
+    inline: bool,
 }
 
 impl Read<'_> {
+    /// Does all tasks.
+    fn each<T: Send>(&self, tasks: Vec<T>, work: impl Fn(T) -> Result<()> + Send + Sync) -> Result<()> {
+        if self.inline { tasks.into_iter().try_for_each(work) } else { tasks.into_par_iter().try_for_each(work) }
+    }
+
     fn run(&self, rows: Rows<'_>, out: &mut [u8]) -> Result<()> {
         if let Rows::List(list) = rows
             && self.array.parts.iter().all(|p| p.maps() && p.store.verify != Verify::Always)
@@ -169,9 +176,7 @@ impl Read<'_> {
                     rest = after;
                     tasks.push((segment, mine));
                 }
-                tasks
-                    .into_par_iter()
-                    .try_for_each(|(segment, out)| self.fill(&segment, self.layers[0], Target::Whole(out)))
+                self.each(tasks, |(segment, out)| self.fill(&segment, self.layers[0], Target::Whole(out)))
             }
             Rows::Range(start, stop) => {
                 let mut cells = out.chunks_exact_mut(self.cell);
@@ -189,9 +194,7 @@ impl Read<'_> {
                         self.layers.iter().zip(by_layer).map(|(layer, cells)| (Arc::clone(&segment), *layer, cells)),
                     );
                 }
-                tasks
-                    .into_par_iter()
-                    .try_for_each(|(segment, layer, cells)| self.fill(&segment, layer, Target::Cells(cells)))
+                self.each(tasks, |(segment, layer, cells)| self.fill(&segment, layer, Target::Cells(cells)))
             }
             Rows::List(list) => {
                 let (segments, orders) = self.array.segments_of_list(list);
@@ -206,9 +209,7 @@ impl Read<'_> {
                         tasks.push((Arc::clone(&segment), *layer, mine));
                     }
                 }
-                tasks
-                    .into_par_iter()
-                    .try_for_each(|(segment, layer, cells)| self.fill(&segment, layer, Target::Cells(cells)))
+                self.each(tasks, |(segment, layer, cells)| self.fill(&segment, layer, Target::Cells(cells)))
             }
         }
     }
@@ -216,8 +217,10 @@ impl Read<'_> {
     /// Rows one by one out of mapped shards.
     fn gather(&self, list: &[i64], out: &mut [u8]) -> Result<()> {
         let row_bytes = self.cell * self.layers.len();
-        let run = (list.len() / (4 * rayon::current_num_threads())).clamp(64, 1 << 16);
-        list.par_chunks(run).zip(out.par_chunks_mut(run * row_bytes)).try_for_each(|(list, out)| {
+        let threads = if self.inline { 1 } else { rayon::current_num_threads() };
+        let run = (list.len() / (4 * threads)).clamp(64, 1 << 16);
+        let tasks = list.chunks(run).zip(out.chunks_mut(run * row_bytes)).collect();
+        self.each(tasks, |(list, out)| {
             let mut held: Option<(usize, usize, Option<Arc<OpenShard>>)> = None;
             for (i, (row, out)) in list.iter().zip(out.chunks_exact_mut(row_bytes)).enumerate() {
                 if i % 1024 == 0 {
