@@ -50,14 +50,15 @@ pub fn summary(py: Python<'_>, layers: Vec<Layer>, dim: usize) -> PyResult<Bound
     out.set_item("n", counts(|layer| layer.rows).mapv(|n| n as i64).into_pyarray(py))?;
     out.set_item("n_nan", counts(|layer| layer.nans).into_pyarray(py))?;
     out.set_item("n_inf", counts(|layer| layer.infinities).into_pyarray(py))?;
-    out.set_item("n_zero", counts(|layer| layer.zeros).into_pyarray(py))?;
+    out.set_item("n_zero", counts(|layer| layer.extremes.zeros).into_pyarray(py))?;
     // Without values the least is infinite and above the largest.
     let range = |of: fn(&Layer) -> f32| {
-        let value = |layer: &Layer| if layer.min <= layer.max { f64::from(of(layer)) } else { f64::NAN };
+        let any = |layer: &Layer| layer.extremes.min <= layer.extremes.max;
+        let value = |layer: &Layer| if any(layer) { f64::from(of(layer)) } else { f64::NAN };
         layers.iter().map(value).collect::<Array1<f64>>()
     };
-    out.set_item("min", range(|layer| layer.min).into_pyarray(py))?;
-    out.set_item("max", range(|layer| layer.max).into_pyarray(py))?;
+    out.set_item("min", range(|layer| layer.extremes.min).into_pyarray(py))?;
+    out.set_item("max", range(|layer| layer.extremes.max).into_pyarray(py))?;
     let n = layers.len();
     let columns: Vec<Column> = layers.into_iter().flat_map(|mut layer| layer.moments.columns()).collect();
     out.set_item("missing", Array2::from_shape_fn([n, dim], |(l, d)| columns[l * dim + d].missing).into_pyarray(py))?;
@@ -92,9 +93,9 @@ fn read_summary(state: &Bound<'_, PyDict>) -> PyResult<(Vec<Layer>, usize)> {
         let rows = u64::try_from(rows[l]).ok().filter(|rows| columns.iter().all(|c| c.missing <= *rows))?;
         let mut new = Layer::new(dim);
         new.moments = Moments::restore(rows, &columns);
-        (new.rows, new.nans, new.infinities, new.zeros) = (rows, nans[l], infinities[l], zeros[l]);
+        (new.rows, new.nans, new.infinities, new.extremes.zeros) = (rows, nans[l], infinities[l], zeros[l]);
         if !min[l].is_nan() {
-            (new.min, new.max) = (min[l] as f32, max[l] as f32);
+            (new.extremes.min, new.extremes.max) = (min[l] as f32, max[l] as f32);
         }
         Some(new)
     };

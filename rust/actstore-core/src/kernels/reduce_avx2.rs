@@ -23,8 +23,8 @@ macro_rules! detected {
 /// The loops.
 pub const REDUCE: Reduce = Reduce {
     moments: detected!(moments(
-        rows: &[f32], shift: &[f64], sums: &mut [f64], squares: &mut [f64], wrong: &mut Vec<usize>
-    ) -> Extremes),
+        rows: &[f32], shift: &[f64], sums: &mut [f64], squares: &mut [f64], seen: &mut Extremes, wrong: &mut Vec<usize>
+    )),
     add_rows: detected!(add_rows(rows: &[f32], weights: [f64; 2], sums: &mut [f64])),
     max_rows: detected!(max_rows(rows: &[f32], largest: &mut [f32])),
 };
@@ -62,54 +62,69 @@ fn store(sums: &mut [f64], at: usize, value: __m256d) {
     unsafe { _mm256_storeu_pd(four.as_mut_ptr(), value) }
 }
 
-/// What [`moments`] gathers besides the sums.
-struct Seen {
-    min: __m256,
-    max: __m256,
-    /// Less the number of zeros. No block in memory has so many that 32 bits do not hold an eighth of them.
-    zeros: __m256i,
-}
-
+/// Most strips have no zero, and nothing larger than what was seen before. So for all strips only this is
+/// found out, from the upper halves of the floats, of which a register holds sixteen; the few others are
+/// looked at again, while they are in the first-level cache.
 #[target_feature(enable = "avx2,fma")]
-fn moments(rows: &[f32], shift: &[f64], sums: &mut [f64], squares: &mut [f64], wrong: &mut Vec<usize>) -> Extremes {
-    let mut seen = Seen {
-        min: _mm256_set1_ps(f32::INFINITY),
-        max: _mm256_set1_ps(f32::NEG_INFINITY),
-        zeros: _mm256_setzero_si256(),
-    };
-    let mut rest = Extremes::NONE;
+fn moments(
+    rows: &[f32],
+    shift: &[f64],
+    sums: &mut [f64],
+    squares: &mut [f64],
+    seen: &mut Extremes,
+    wrong: &mut Vec<usize>,
+) {
     for at in (0..shift.len()).step_by(STRIP) {
         if at + STRIP > shift.len() {
-            moments_strip(at, rows, shift, sums, squares, wrong, &mut rest);
+            moments_strip(at, rows, shift, sums, squares, seen, wrong);
             break;
         }
+        let calm = calm_below(seen);
         let none = shift[at..at + STRIP].iter().fold(0, |any, shift| any | shift.to_bits()) == 0;
-        let (now, finite) = if none {
-            strip::<false>(at, rows, shift, sums, squares, seen)
+        let strip = if none {
+            strip::<false>(at, rows, shift, sums, squares, calm)
         } else {
-            strip::<true>(at, rows, shift, sums, squares, seen)
+            strip::<true>(at, rows, shift, sums, squares, calm)
         };
-        seen = now;
-        if !finite {
-            wrong.push(at);
+        match strip {
+            Strip::Calm => {}
+            Strip::Finite => look(at, rows, shift.len(), seen),
+            Strip::Wrong => wrong.push(at),
         }
     }
-    let (mut low, mut high, mut zeros) = ([0f32; 8], [0f32; 8], [0u32; 8]);
-    // SAFETY: eight values are there in each, and the stores need no alignment.
-    unsafe {
-        _mm256_storeu_ps(low.as_mut_ptr(), seen.min);
-        _mm256_storeu_ps(high.as_mut_ptr(), seen.max);
-        _mm256_storeu_si256(zeros.as_mut_ptr().cast(), seen.zeros);
-    }
-    let seen = Extremes {
-        min: low.into_iter().fold(rest.min, f32::min),
-        max: high.into_iter().fold(rest.max, f32::max),
-        zeros: rest.zeros + zeros.into_iter().map(u64::from).sum::<u64>(),
-    };
-    seen.with_positive_zeros()
 }
 
-/// A strip; `SHIFT` is whether any of its shifts is not zero. Whether all values are finite.
+/// What is in a strip.
+enum Strip {
+    /// No zero, and no value beyond what was seen.
+    Calm,
+    /// Maybe such a value.
+    Finite,
+    /// A value that is not finite.
+    Wrong,
+}
+
+/// A size, as [`sizes`] gives them, below which a value that is not zero changes no extreme.
+fn calm_below(seen: &Extremes) -> u16 {
+    let near = seen.max.min(-seen.min);
+    if near > 0.0 { ((near.to_bits() >> 16 << 1) as u16).saturating_sub(1) } else { 0 }
+}
+
+/// The sizes of sixteen floats: the bits below the sign of their upper halves, doubled, less one; so
+/// that zero has the largest.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sizes(row: &[f32]) -> __m256i {
+    let sixteen: &[f32; STRIP] = row.try_into().expect("sixteen floats");
+    let bytes = sixteen.as_ptr().cast::<u8>();
+    // SAFETY: sixty-four bytes are there, and the loads need no alignment. The first begins at the upper
+    // half of the first float.
+    let (even, odd) = unsafe { (_mm256_loadu_si256(bytes.add(2).cast()), _mm256_loadu_si256(bytes.add(32).cast())) };
+    let upper = _mm256_blend_epi16::<0b1010_1010>(even, odd);
+    _mm256_add_epi16(_mm256_add_epi16(upper, upper), _mm256_set1_epi16(-1))
+}
+
+/// Adds a strip; `SHIFT` is whether any of its shifts is not zero.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn strip<const SHIFT: bool>(
@@ -118,8 +133,8 @@ fn strip<const SHIFT: bool>(
     shift: &[f64],
     sums: &mut [f64],
     squares: &mut [f64],
-    seen: Seen,
-) -> (Seen, bool) {
+    calm: u16,
+) -> Strip {
     const N: usize = STRIP / 4;
     // Not known to the compiler, which would make an addition of it.
     let one = _mm256_set1_pd(std::hint::black_box(1.0));
@@ -129,9 +144,8 @@ fn strip<const SHIFT: bool>(
         q[i] = load(squares, at + 4 * i);
         shifts[i] = load(shift, at + 4 * i);
     }
-    let Seen { mut min, mut max, mut zeros } = seen;
+    let mut largest = _mm256_setzero_si256();
     for row in rows.chunks_exact(shift.len()) {
-        _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(at + STRIP).cast());
         let row = &row[at..at + STRIP];
         for i in 0..N {
             let x = doubles(row, 4 * i);
@@ -139,29 +153,54 @@ fn strip<const SHIFT: bool>(
             s[i] = _mm256_fmadd_pd(x, one, s[i]);
             q[i] = _mm256_fmadd_pd(x, x, q[i]);
         }
-        for half in 0..2 {
-            let x = floats(row, 8 * half);
-            min = _mm256_min_ps(min, x);
-            max = _mm256_max_ps(max, x);
-            let zero = _mm256_cmp_ps::<_CMP_EQ_OQ>(x, _mm256_setzero_ps());
-            zeros = _mm256_sub_epi32(zeros, _mm256_castps_si256(zero));
+        largest = _mm256_max_epu16(largest, sizes(row));
+    }
+    let known = _mm256_max_epu16(largest, _mm256_set1_epi16(calm.cast_signed()));
+    let beyond = _mm256_cmpeq_epi16(known, largest);
+    let stirred = _mm256_testz_si256(beyond, beyond) == 0;
+    if stirred {
+        // Squares of float32 are far from the largest float64: one that is infinite or NaN comes of such
+        // a value.
+        let wrong = q.into_iter().fold(_mm256_setzero_pd(), |any, q| _mm256_or_pd(any, _mm256_sub_pd(q, q)));
+        let wrong = _mm256_castpd_si256(wrong);
+        if _mm256_testz_si256(wrong, wrong) == 0 {
+            return Strip::Wrong;
         }
-    }
-    let seen = Seen { min, max, zeros };
-    // Squares of float32 are far from the largest float64: one that is infinite or NaN comes of such a value.
-    let mut wrong = _mm256_setzero_pd();
-    for q in q {
-        wrong = _mm256_or_pd(wrong, _mm256_sub_pd(q, q));
-    }
-    let wrong = _mm256_castpd_si256(wrong);
-    if _mm256_testz_si256(wrong, wrong) == 0 {
-        return (seen, false);
     }
     for i in 0..N {
         store(sums, at + 4 * i, s[i]);
         store(squares, at + 4 * i, q[i]);
     }
-    (seen, true)
+    if stirred { Strip::Finite } else { Strip::Calm }
+}
+
+/// Widens the extremes to a strip of finite values.
+#[target_feature(enable = "avx2")]
+fn look(at: usize, rows: &[f32], dim: usize, seen: &mut Extremes) {
+    let (mut min, mut max) = (_mm256_set1_ps(seen.min), _mm256_set1_ps(seen.max));
+    // No block in memory has so many rows that 32 bits do not hold the zeros of a column.
+    let mut less_zeros = _mm256_setzero_si256();
+    for row in rows.chunks_exact(dim) {
+        let row = &row[at..at + STRIP];
+        for half in 0..2 {
+            let x = floats(row, 8 * half);
+            min = _mm256_min_ps(min, x);
+            max = _mm256_max_ps(max, x);
+            let zero = _mm256_cmp_ps::<_CMP_EQ_OQ>(x, _mm256_setzero_ps());
+            less_zeros = _mm256_sub_epi32(less_zeros, _mm256_castps_si256(zero));
+        }
+    }
+    let (mut low, mut high, mut zeros) = ([0f32; 8], [0f32; 8], [0u32; 8]);
+    // SAFETY: eight values are there in each, and the stores need no alignment.
+    unsafe {
+        _mm256_storeu_ps(low.as_mut_ptr(), min);
+        _mm256_storeu_ps(high.as_mut_ptr(), max);
+        _mm256_storeu_si256(zeros.as_mut_ptr().cast(), less_zeros);
+    }
+    seen.zeros += zeros.into_iter().map(u64::from).sum::<u64>();
+    // Adding zero makes both zeros one.
+    seen.min = low.into_iter().fold(seen.min, f32::min) + 0.0;
+    seen.max = high.into_iter().fold(seen.max, f32::max) + 0.0;
 }
 
 #[target_feature(enable = "avx2,fma")]

@@ -13,8 +13,8 @@ pub const STRIP: usize = 16;
 /// One implementation of each loop.
 pub struct Reduce {
     /// Adds the deviations of rows from a shift to one sum, and their squares (multiplied and added as
-    /// one) to another. A strip of columns in which a value is not finite is left as it was and pushed,
-    /// by its first column.
+    /// one) to another; widens the extremes to the values. A strip of columns in which a value is not
+    /// finite is left as it was and pushed, by its first column; then the extremes are of no use.
     pub moments: Moments,
     /// Adds rows to a sum: the first times the first weight, each other times the last weight and the
     /// second, a step. Weights are whole numbers, exact below 2^29.
@@ -23,9 +23,9 @@ pub struct Reduce {
     pub max_rows: fn(&[f32], &mut [f32]),
 }
 
-type Moments = fn(&[f32], shift: &[f64], sums: &mut [f64], squares: &mut [f64], wrong: &mut Vec<usize>) -> Extremes;
+type Moments = fn(&[f32], shift: &[f64], sums: &mut [f64], squares: &mut [f64], &mut Extremes, wrong: &mut Vec<usize>);
 
-/// What [`Reduce::moments`] sees besides; nothing to go by where a value is not finite.
+/// What [`Reduce::moments`] sees besides.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Extremes {
     /// The least value; a zero counts as positive.
@@ -40,18 +40,27 @@ impl Extremes {
     /// Of no values.
     pub const NONE: Extremes = Extremes { min: f32::INFINITY, max: f32::NEG_INFINITY, zeros: 0 };
 
-    /// Of zeros of both signs it would be chance which is the least or the largest.
-    pub fn with_positive_zeros(self) -> Self {
-        Extremes { min: self.min + 0.0, max: self.max + 0.0, ..self }
+    /// Widens them to a value; not to NaN.
+    #[inline(always)]
+    pub fn widen(&mut self, x: f32) {
+        self.zeros += u64::from(x == 0.0);
+        // Adding zero makes both zeros one.
+        self.min = self.min.min(x + 0.0);
+        self.max = self.max.max(x + 0.0);
     }
 }
 
-fn moments(rows: &[f32], shift: &[f64], sums: &mut [f64], squares: &mut [f64], wrong: &mut Vec<usize>) -> Extremes {
-    let mut seen = Extremes::NONE;
+fn moments(
+    rows: &[f32],
+    shift: &[f64],
+    sums: &mut [f64],
+    squares: &mut [f64],
+    seen: &mut Extremes,
+    wrong: &mut Vec<usize>,
+) {
     for at in (0..shift.len()).step_by(STRIP) {
-        moments_strip(at, rows, shift, sums, squares, wrong, &mut seen);
+        moments_strip(at, rows, shift, sums, squares, seen, wrong);
     }
-    seen.with_positive_zeros()
 }
 
 fn add_rows(rows: &[f32], weights: [f64; 2], sums: &mut [f64]) {
@@ -71,8 +80,8 @@ pub fn moments_strip(
     shift: &[f64],
     sums: &mut [f64],
     squares: &mut [f64],
-    wrong: &mut Vec<usize>,
     seen: &mut Extremes,
+    wrong: &mut Vec<usize>,
 ) {
     let dim = shift.len();
     let n = STRIP.min(dim - at);
@@ -87,9 +96,7 @@ pub fn moments_strip(
             *s += away;
             *q = away.mul_add(away, *q);
             finite &= x.is_finite();
-            seen.zeros += u64::from(*x == 0.0);
-            seen.min = seen.min.min(*x);
-            seen.max = seen.max.max(*x);
+            seen.widen(*x);
         }
     }
     if finite {
@@ -192,9 +199,13 @@ mod tests {
                 shift[16..33].fill(0.0);
             }
             let before: Vec<f64> = floats(2 * dim, 7, usize::MAX).iter().map(|v| f64::from(*v)).collect();
+            // Extremes that some, all or none of the values are beyond.
+            let mut known = Extremes::NONE;
+            rows.iter().take(rows.len() / 2).filter(|x| x.is_finite()).for_each(|x| known.widen(*x));
             let run = |moments: Moments| {
                 let (mut sums, mut squares, mut wrong) = (before[..dim].to_vec(), before[dim..].to_vec(), Vec::new());
-                let seen = moments(rows, &shift, &mut sums, &mut squares, &mut wrong);
+                let mut seen = known;
+                moments(rows, &shift, &mut sums, &mut squares, &mut seen, &mut wrong);
                 (seen, bits(&sums), bits(&squares), wrong)
             };
             let wanted = run(moments);

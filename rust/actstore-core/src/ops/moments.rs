@@ -8,9 +8,10 @@
 use crate::kernels::kernels;
 use crate::kernels::reduce_scalar::{Extremes, STRIP};
 
-/// Rows that are summed before they merge with those before. Of the very first, the shift is one of the
-/// values: the rounding of their squares may grow with their number squared.
-pub const TILE: usize = 1024;
+/// Rows that are summed before they merge with those before; of the very first, no more than were added
+/// at once: their shift is one of the values, and the rounding of their squares may grow with the square
+/// of their number.
+const TILE: u64 = 1024;
 /// How many standard deviations the mean may be from the shift.
 const DRIFT: f64 = 4.0;
 
@@ -26,6 +27,8 @@ pub struct Moments {
     m2: Vec<f64>,
     /// Columns that have no value yet.
     fresh: usize,
+    /// Whether anything was ever missing.
+    ragged: bool,
     /// Rows that are summed and not merged yet, and what of them is missing.
     waiting: u64,
     gaps: Vec<u64>,
@@ -46,6 +49,7 @@ impl Moments {
             offset: zeros(),
             m2: zeros(),
             fresh: dim,
+            ragged: false,
             waiting: 0,
             gaps: vec![0; dim],
             sums: zeros(),
@@ -60,6 +64,7 @@ impl Moments {
         new.rows = rows;
         for (d, column) in columns.iter().enumerate() {
             new.missing[d] = column.missing;
+            new.ragged |= column.missing > 0;
             if column.missing < rows {
                 new.shift[d] = f64::from(column.mean as f32);
                 new.offset[d] = column.mean - new.shift[d];
@@ -70,8 +75,9 @@ impl Moments {
         new
     }
 
-    /// Takes in rows; what else is seen of them, unless something is not finite.
-    pub fn add(&mut self, rows: &[f32]) -> Option<Extremes> {
+    /// Takes in rows, and widens the extremes to them. Where a value is not finite, says no and leaves
+    /// the extremes.
+    pub fn add(&mut self, rows: &[f32], seen: &mut Extremes) -> bool {
         let dim = self.shift.len();
         if self.fresh > 0 {
             self.settle();
@@ -79,8 +85,10 @@ impl Moments {
         }
         self.wrong.clear();
         let moments = kernels().reduce.moments;
-        let seen = moments(rows, &self.shift, &mut self.sums, &mut self.squares, &mut self.wrong);
+        let before = *seen;
+        moments(rows, &self.shift, &mut self.sums, &mut self.squares, seen, &mut self.wrong);
         for at in &self.wrong {
+            self.ragged = true;
             let strip = *at..dim.min(at + STRIP);
             for row in rows.chunks_exact(dim) {
                 for (d, x) in strip.clone().zip(&row[strip.clone()]) {
@@ -95,10 +103,13 @@ impl Moments {
             }
         }
         self.waiting += (rows.len() / dim) as u64;
-        if self.waiting >= TILE as u64 {
+        if self.waiting >= TILE {
             self.settle();
         }
-        self.wrong.is_empty().then_some(seen)
+        if !self.wrong.is_empty() {
+            *seen = before;
+        }
+        self.wrong.is_empty()
     }
 
     /// Shifts columns that have no values yet to the first of these rows.
@@ -118,38 +129,29 @@ impl Moments {
         if self.waiting == 0 {
             return;
         }
-        let (before, fresh) = (self.rows, self.fresh > 0);
-        if self.gaps.iter().chain(&self.missing).any(|n| *n > 0) {
-            for d in 0..self.shift.len() {
-                let n = (self.waiting - self.gaps[d]) as f64;
-                let join = Join::new((before - self.missing[d]) as f64, n);
-                self.join_sums(d, n, &join);
-            }
-        } else {
+        let fresh = self.fresh > 0;
+        let sums = self.sums.iter().zip(&self.squares).zip(self.offset.iter_mut().zip(&mut self.m2));
+        if !self.ragged {
             // The same numbers for all columns: the loop is a few multiplications.
             let n = self.waiting as f64;
-            let join = Join::new(before as f64, n);
-            for d in 0..self.shift.len() {
-                self.join_sums(d, n, &join);
+            let join = Join::new(self.rows as f64, n);
+            sums.for_each(|((sum, square), (offset, m2))| join.apply_sums(offset, m2, *sum, *square, 1.0 / n));
+        } else {
+            for ((gap, missing), ((sum, square), (offset, m2))) in self.gaps.iter_mut().zip(&mut self.missing).zip(sums)
+            {
+                let n = (self.waiting - *gap) as f64;
+                let join = Join::new((self.rows - *missing) as f64, n);
+                if n > 0.0 {
+                    join.apply_sums(offset, m2, *sum, *square, 1.0 / n);
+                }
+                *missing += std::mem::take(gap);
             }
         }
         self.rows += self.waiting;
-        for (missing, gap) in self.missing.iter_mut().zip(&mut self.gaps) {
-            *missing += std::mem::take(gap);
-        }
         self.waiting = 0;
         self.sums.fill(0.0);
         self.squares.fill(0.0);
         self.shift_again(fresh);
-    }
-
-    #[inline]
-    fn join_sums(&mut self, d: usize, n: f64, join: &Join) {
-        let (sum, square) = (self.sums[d], self.squares[d]);
-        if n > 0.0 {
-            let mean = sum / n;
-            join.apply(&mut self.offset[d], &mut self.m2[d], mean, (square - sum * mean).max(0.0));
-        }
     }
 
     /// Moves shifts from which the mean has drifted, and new ones, which were any value.
@@ -190,6 +192,7 @@ impl Moments {
             }
             self.missing[d] += after.missing[d];
         }
+        self.ragged |= after.ragged;
         self.rows += after.rows;
         self.shift_again(true);
     }
@@ -232,6 +235,13 @@ impl Join {
         Join { share, between: n * share }
     }
 
+    /// The second as the sum of its values and their squares, and one over their number.
+    #[inline]
+    fn apply_sums(&self, mean: &mut f64, m2: &mut f64, sum: f64, square: f64, one_over: f64) {
+        let more = sum * one_over;
+        self.apply(mean, m2, more, (square - sum * more).max(0.0));
+    }
+
     #[inline]
     fn apply(&self, mean: &mut f64, m2: &mut f64, more_mean: f64, more_m2: f64) {
         let delta = more_mean - *mean;
@@ -267,7 +277,7 @@ mod tests {
         for cut in cuts.windows(2) {
             let mut moments = Moments::new(dim);
             for block in rows[cut[0] * dim..cut[1] * dim].chunks(85 * dim) {
-                moments.add(block);
+                moments.add(block, &mut Extremes { ..Extremes::NONE });
             }
             states.push(moments);
         }

@@ -190,3 +190,109 @@ impl<F: Fold> Reducer for ByExample<F> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::blocks::Dense;
+    use crate::dtype::Dtype;
+    use crate::ops::scan::scan;
+    use crate::process::Task;
+    use crate::selection::Rows;
+
+    const DIM: usize = 600;
+
+    /// Gathers the rows of examples, by what their first value says.
+    struct Gather<'a> {
+        rows: Rows<'a>,
+        examples: &'a Examples,
+        finished: Mutex<Vec<(usize, usize)>>,
+    }
+
+    impl Fold for Gather<'_> {
+        type Partial = Vec<usize>;
+
+        fn start(&self) -> Vec<usize> {
+            Vec::new()
+        }
+
+        fn add(&self, places: &mut Vec<usize>, run: &Run<'_>) -> Result<()> {
+            assert_eq!(run.length, self.examples.positions(run.example).len());
+            for (i, row) in run.values.chunks(DIM).enumerate() {
+                let position = self.examples.positions(run.example).start + run.place + i;
+                assert_eq!(row[0] as usize, self.rows.get(position) * 2 + run.layer);
+                places.push(run.place + i);
+            }
+            Ok(())
+        }
+
+        fn join(&self, places: &mut Vec<usize>, after: Vec<usize>) {
+            places.extend(after);
+        }
+
+        fn finish(&self, example: usize, layer: usize, length: usize, mut places: Vec<usize>) -> Result<()> {
+            if matches!(self.rows, Rows::Range(..)) {
+                assert!(places.is_sorted());
+            }
+            places.sort_unstable();
+            assert!(places.into_iter().eq(0..length));
+            self.finished.lock().unwrap().push((example, layer));
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn every_row_comes_to_its_place_once() {
+        const N: usize = 2500;
+        let values: Vec<u8> =
+            (0..N * 2 * DIM).flat_map(|i| if i % DIM == 0 { (i / DIM) as f32 } else { 0.5 }.to_le_bytes()).collect();
+        let mixed: Vec<i64> = (0..3000).map(|i| i * 7919 % N as i64).collect();
+        let turned: Vec<i64> = (0..3000).rev().map(|i| i % N as i64).collect();
+        for rows in
+            [Rows::Range(0, N), Rows::Range(17, 2400), Rows::List(&mixed), Rows::List(&turned), Rows::Range(3, 3)]
+        {
+            for step in [1, 37, 900, 5000] {
+                let n = rows.len();
+                // Some are empty, at the ends too.
+                let mut offset: Vec<usize> = (0..n).step_by(step).flat_map(|first| [first, first]).collect();
+                offset.extend([n, n]);
+                offset[0] = 0;
+                for threads in [1, 3] {
+                    let examples = Examples::new(offset.clone(), n).unwrap();
+                    let fold = Gather { rows, examples: &examples, finished: Mutex::default() };
+                    let by = ByExample { examples: examples.clone(), dim: DIM, fold };
+                    let source = Dense::new(&values, Dtype::Float32, [N, 2, DIM], rows, None).unwrap();
+                    let state = scan(&source, &[&by], &Task::new(threads)).unwrap().remove(0);
+                    assert!(take_state::<Open<Vec<usize>>>(state).is_empty());
+                    let mut finished = by.fold.finished.into_inner().unwrap();
+                    finished.sort_unstable();
+                    let there = (0..examples.len()).filter(|e| !examples.positions(*e).is_empty());
+                    assert!(finished.into_iter().eq(there.flat_map(|e| [(e, 0), (e, 1)])));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_example_is_one_partial_in_a_state() {
+        let examples = Examples::new(vec![0, 10, 1_000_000], 1_000_000).unwrap();
+        let rows = Rows::Range(0, 0);
+        let fold = Gather { rows, examples: &examples, finished: Mutex::default() };
+        let by = ByExample { examples: examples.clone(), dim: 0, fold };
+        let mut state = by.new_state().unwrap();
+        for first in (5..1000).step_by(5) {
+            by.update(&mut state, &Block { layer: 0, positions: Positions::Run(first, 5), values: &[] }).unwrap();
+        }
+        assert_eq!(state_of::<Open<Vec<usize>>>(&mut state).len(), 2);
+    }
+
+    #[test]
+    fn offsets_that_share_out_nothing_are_refused() {
+        for (offset, rows) in [(vec![], 0), (vec![1, 3], 3), (vec![0, 2, 1, 3], 3), (vec![0, 2], 3), (vec![0, 4], 3)] {
+            assert_eq!(Examples::new(offset, rows).unwrap_err().kind, crate::Kind::InvalidInput);
+        }
+        assert!(Examples::new(vec![0], 0).unwrap().is_empty());
+    }
+}

@@ -2,11 +2,12 @@
 //! of each dim the moments.
 
 use crate::error::Result;
+use crate::kernels::reduce_scalar::Extremes;
 use crate::ops::moments::Moments;
 use crate::ops::scan::{Block, Reducer, State, state_of, take_state};
 
-/// Floats that are looked at together, where a block is larger than a cache.
-const NEAR: usize = 32 << 10;
+/// Floats and rows that are summed at once, where a block is larger than a cache.
+const NEAR: [usize; 2] = [32 << 10, 128];
 
 /// The reducer; its states become [`Layer`]s by [`Summarize::layers`].
 pub struct Summarize {
@@ -25,12 +26,8 @@ pub struct Layer {
     pub nans: u64,
     /// Values that are infinite.
     pub infinities: u64,
-    /// Values that are zero.
-    pub zeros: u64,
-    /// The least value, an infinite one too, or infinity without any.
-    pub min: f32,
-    /// The largest, or less than all without any.
-    pub max: f32,
+    /// The zeros, and the least and the largest value, infinite ones too.
+    pub extremes: Extremes,
     /// Of each dim.
     pub moments: Moments,
 }
@@ -54,7 +51,7 @@ impl Reducer for Summarize {
         let layer = &mut state_of::<Layers>(state)[block.layer];
         let layer = layer.get_or_insert_with(|| Box::new(Layer::new(self.dim)));
         layer.rows += block.positions.len() as u64;
-        let rows = (NEAR / self.dim.max(1)).clamp(1, 128);
+        let rows = (NEAR[0] / self.dim.max(1)).clamp(1, NEAR[1]);
         block.values.chunks(rows * self.dim.max(1)).for_each(|tile| layer.add(tile));
         Ok(())
     }
@@ -74,25 +71,18 @@ impl Reducer for Summarize {
 impl Layer {
     /// Of no rows.
     pub fn new(dim: usize) -> Self {
-        let (min, max) = (f32::INFINITY, f32::NEG_INFINITY);
-        Layer { rows: 0, nans: 0, infinities: 0, zeros: 0, min, max, moments: Moments::new(dim) }
+        Layer { rows: 0, nans: 0, infinities: 0, extremes: Extremes::NONE, moments: Moments::new(dim) }
     }
 
     /// Takes in values of rows that are counted already.
     fn add(&mut self, values: &[f32]) {
-        if let Some(seen) = self.moments.add(values) {
-            self.zeros += seen.zeros;
-            self.min = self.min.min(seen.min);
-            self.max = self.max.max(seen.max);
+        if self.moments.add(values, &mut self.extremes) {
             return;
         }
         for x in values {
             self.nans += u64::from(x.is_nan());
             self.infinities += u64::from(x.is_infinite());
-            self.zeros += u64::from(*x == 0.0);
-            // Not a NaN, and no zero is less than another.
-            self.min = self.min.min(*x + 0.0);
-            self.max = self.max.max(*x + 0.0);
+            self.extremes.widen(*x);
         }
     }
 
@@ -101,9 +91,9 @@ impl Layer {
         self.rows += after.rows;
         self.nans += after.nans;
         self.infinities += after.infinities;
-        self.zeros += after.zeros;
-        self.min = self.min.min(after.min);
-        self.max = self.max.max(after.max);
+        self.extremes.zeros += after.extremes.zeros;
+        self.extremes.min = self.extremes.min.min(after.extremes.min);
+        self.extremes.max = self.extremes.max.max(after.extremes.max);
         self.moments.merge(after.moments);
     }
 }

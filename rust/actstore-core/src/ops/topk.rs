@@ -19,7 +19,9 @@ impl Eq for Hit {}
 
 impl Ord for Hit {
     fn cmp(&self, other: &Self) -> Ordering {
-        other.score.partial_cmp(&self.score).expect("scores are numbers").then(self.row.cmp(&other.row))
+        let by_score = other.score.partial_cmp(&self.score).expect("scores are numbers");
+        // Rows may share a name: then any order will do that does not depend on threads.
+        by_score.then(self.row.cmp(&other.row)).then(self.layer.cmp(&other.layer))
     }
 }
 
