@@ -41,6 +41,18 @@ pub trait Decoded {
     fn in_place(&self, range: Range<usize>) -> Option<&[f32]>;
 }
 
+/// Room for floats in a buffer, from the start of a cache line: loops that take a line of each row would
+/// else take half of two, and fetch both again for the other halves.
+pub fn room(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    const LINE: usize = 64;
+    let spare = LINE / size_of::<f32>();
+    if buffer.len() < n + spare {
+        buffer.resize(n + spare, 0.0);
+    }
+    let first = buffer.as_ptr().align_offset(LINE).min(spare);
+    &mut buffer[first..first + n]
+}
+
 /// Positions of rows in a selection.
 #[derive(Clone, Copy, Debug)]
 pub enum Positions<'a> {
@@ -103,10 +115,7 @@ impl Decoded for Strided<'_> {
         let row = self.dim * self.dtype.size();
         let n = range.len() * self.dim;
         let whole = self.picks.is_none() && self.stride == row;
-        if buffer.len() < n {
-            buffer.resize(n, 0.0);
-        }
-        let out = &mut buffer[..n];
+        let out = room(buffer, n);
         if whole {
             kernels::convert(
                 &self.bytes[range.start * row..range.end * row],
@@ -206,7 +215,7 @@ pub fn group_rows(list: &[i64], mut place: impl FnMut(usize) -> (usize, usize)) 
 
 impl<'a> Dense<'a> {
     /// Bytes of float32 that a group of one layer comes to.
-    const GROUP: usize = 2 << 20;
+    const GROUP: usize = 4 << 20;
 
     /// A selection of `bytes`, which are `shape` elements of `dtype` in C order.
     pub fn new(

@@ -12,8 +12,8 @@ use crate::kernels::reduce_scalar::{Extremes, STRIP};
 /// at once: their shift is one of the values, and the rounding of their squares may grow with the square
 /// of their number.
 const TILE: u64 = 1024;
-/// How many standard deviations the mean may be from the shift.
-const DRIFT: f64 = 4.0;
+/// How many standard deviations the mean may be from the shift: squares lose twice as many bits as this has.
+const DRIFT: f64 = 16.0;
 
 /// The moments of each column over the finite values in it.
 #[derive(Clone, Debug)]

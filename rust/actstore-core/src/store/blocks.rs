@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::blocks::{Blocks, Decoded, Places, Positions, Strided, choose_layers};
+use crate::blocks::{Blocks, Decoded, Places, Positions, Strided, choose_layers, room};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::format::blosc;
@@ -110,13 +110,11 @@ impl Decoded for Chunk<'_> {
         let meta = &self.part.meta;
         let dim = meta.shape[2];
         let n = range.len() * dim;
-        if buffer.len() < n {
-            buffer.resize(n, 0.0);
-        }
-        let mut out = &mut buffer[..n];
+        let floats = room(buffer, n);
+        let mut out = &mut *floats;
         let Some(decoded) = &self.decoded else {
             self.part.fill(kernels::bytes_of(out), Dtype::Float32);
-            return &buffer[..n];
+            return floats;
         };
         let mut at = range.start;
         while at < range.end {
@@ -133,7 +131,7 @@ impl Decoded for Chunk<'_> {
             out = rest;
             at += run;
         }
-        &buffer[..n]
+        floats
     }
 
     fn in_place(&self, range: Range<usize>) -> Option<&[f32]> {
