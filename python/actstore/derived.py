@@ -20,11 +20,11 @@ from .layout import EXAMPLES, RECIPE_VERSION, Derived, check_name
 from .origin import StoredOrigin, stored_origin
 from .parts import Part, read_part
 from .snapshot import Snapshot, load
+from .view import Progress
 
 if TYPE_CHECKING:
     from .site import Site
 
-Progress = Callable[[int, int], object]
 Compute = Callable[[int, int, Progress | None], NDArray[np.float32]]
 """``compute(start, stop, progress)``: the rows of examples `start` to `stop`, ``[stop - start, L, D]``."""
 Plan = Callable[["Site"], Compute]

@@ -1,15 +1,13 @@
 """A histogram of activations over powers of two: the exponents of their float32 values."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import NotFoundError
-from .scan import Job, NativeReducer, Pass
+from .scan import ArraysReducer, merged
 from .selection import layer_positions
-from .summary import OneJob, merged
 
 _BIAS = 127
 _SPECIAL = 255
@@ -95,7 +93,7 @@ class HistogramResult:
         return f"HistogramResult({n} values, layers {self.layers}, {int(self.n_special.sum())} not finite)"
 
 
-class Histogram(NativeReducer):
+class Histogram(ArraysReducer):
     """A reducer: how many values of each layer have which sign and which exponent.
 
     Examples
@@ -105,23 +103,5 @@ class Histogram(NativeReducer):
     [HistogramResult(12 values, layers [0], 0 not finite)]
     """
 
-    def job(self, over: Pass) -> Job:
-        """One native reducer."""
-        return OneJob("histogram", over, self.finish)
-
-    def merge(self, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-        """Two states as one.
-
-        Raises
-        ------
-        InvalidInputError
-            When they are of different layers.
-        """
-        return merged("histogram", a, b)
-
-    def finish(self, state: dict[str, Any]) -> HistogramResult:
-        """The result."""
-        return HistogramResult(**state)
-
-    def __repr__(self) -> str:
-        return "Histogram()"
+    kind = "histogram"
+    result = HistogramResult

@@ -113,6 +113,60 @@ class NativeReducer(ABC):
         """The result."""
 
 
+class ArraysReducer(NativeReducer):
+    """A reducer of one native kind, whose state is a dict: the layers and arrays over them."""
+
+    kind: ClassVar[str]
+    """What the native core calls it."""
+    result: ClassVar[type]
+    """Made of a state's entries."""
+
+    def job(self, over: Pass) -> Job:
+        """One native reducer."""
+        return _ArraysJob(self, over)
+
+    def merge(self, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+        """Two states as one.
+
+        Raises
+        ------
+        InvalidInputError
+            When they are of different layers.
+        """
+        return merged(self.kind, a, b)
+
+    def finish(self, state: dict[str, Any]) -> Any:
+        """The result."""
+        return self.result(**state)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class _ArraysJob:
+    def __init__(self, reducer: ArraysReducer, over: Pass) -> None:
+        self.specs: list[tuple[str, dict[str, Any]]] = [(reducer.kind, {})]
+        self._reducer, self._over = reducer, over
+
+    def taken(self, outputs: list[Any]) -> Any:
+        state = {"layers": list(self._over.view.layers), **outputs[0]}
+        return state if self._over.partial else self._reducer.finish(state)
+
+
+def merged(kind: str, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Two states of an `ArraysReducer` as one.
+
+    Raises
+    ------
+    InvalidInputError
+        When they are of different layers.
+    """
+    if a["layers"] != b["layers"]:
+        raise InvalidInputError(f"{kind}: layers {a['layers']} do not merge with layers {b['layers']}")
+    parts = [{name: array for name, array in state.items() if name != "layers"} for state in (a, b)]
+    return {"layers": a["layers"], **_native.merge_states(kind, *parts)}
+
+
 class _PythonJob:
     """A reducer written in Python, called with blocks."""
 

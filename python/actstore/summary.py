@@ -1,15 +1,12 @@
 """A summary of activations: counts, extremes, and the moments of each dim."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _native
-from .errors import InvalidInputError
-from .scan import Job, NativeReducer, Pass
+from .scan import ArraysReducer, merged
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,7 +90,7 @@ class SummaryResult:
         return f"SummaryResult({n} rows, layers {self.layers}, dim {self.mean.shape[1]}{odd})"
 
 
-class Summary(NativeReducer):
+class Summary(ArraysReducer):
     """A reducer: counts, extremes, mean and variance of each layer and dim, in float64.
 
     Its states merge (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983), so
@@ -111,53 +108,8 @@ class Summary(NativeReducer):
     ([[4.0, 5.0], [6.0, 7.0]], [9.0, 11.0])
     """
 
-    def job(self, over: Pass) -> Job:
-        """One native reducer."""
-        return OneJob("summary", over, self.finish)
-
-    def merge(self, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-        """Two states as one.
-
-        Raises
-        ------
-        InvalidInputError
-            When they are of different layers.
-        """
-        return merged("summary", a, b)
-
-    def finish(self, state: dict[str, Any]) -> SummaryResult:
-        """The result."""
-        return SummaryResult(**state)
-
-    def __repr__(self) -> str:
-        return "Summary()"
-
-
-class OneJob:
-    """A job of one native reducer whose state is a dict of arrays."""
-
-    def __init__(self, kind: str, over: Pass, finish: Callable[[dict[str, Any]], Any]) -> None:
-        self.specs: list[tuple[str, dict[str, Any]]] = [(kind, {})]
-        self._over, self._finish = over, finish
-
-    def taken(self, outputs: list[Any]) -> Any:
-        """The result, or the state: the arrays and the layers they are of."""
-        state = {"layers": list(self._over.view.layers), **outputs[0]}
-        return state if self._over.partial else self._finish(state)
-
-
-def merged(kind: str, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Two states of `OneJob` as one.
-
-    Raises
-    ------
-    InvalidInputError
-        When they are of different layers.
-    """
-    if a["layers"] != b["layers"]:
-        raise InvalidInputError(f"{kind}: layers {a['layers']} do not merge with layers {b['layers']}")
-    parts = [{name: array for name, array in state.items() if name != "layers"} for state in (a, b)]
-    return {"layers": a["layers"], **_native.merge_states(kind, *parts)}
+    kind = "summary"
+    result = SummaryResult
 
 
 def _state(result: SummaryResult) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Sequence
 
-from .derived import Progress
 from .errors import InvalidInputError, NotFoundError
 from .store import Store
 from .store import open as open_store
+from .view import Progress
 
 
 def update(

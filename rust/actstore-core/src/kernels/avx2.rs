@@ -11,16 +11,6 @@ pub fn detect() -> Option<&'static Kernels> {
     all.then_some(&KERNELS)
 }
 
-/// A safe function over one compiled for instructions that [`detect`] has seen.
-macro_rules! detected {
-    ($name:ident($($arg:ident: $type:ty),*)) => {
-        |$($arg: $type),*| {
-            // SAFETY: this table is handed out by `detect` alone, which checks the instructions.
-            unsafe { $name($($arg),*) }
-        }
-    };
-}
-
 static KERNELS: Kernels = Kernels {
     name: "avx2",
     join2: detected!(join2(low: &[u8], high: &[u8], out: &mut [u8])),

@@ -4,6 +4,17 @@
 //! All of them work on bytes, little-endian and of any alignment: a plane holds the k-th byte of every
 //! element (blosc's shuffle), `join` puts elements together from their planes, `split` takes them apart.
 
+/// A safe function over one compiled for instructions that `avx2::detect` has seen.
+#[cfg(target_arch = "x86_64")]
+macro_rules! detected {
+    ($name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)?) => {
+        |$($arg: $type),*| $(-> $out)? {
+            // SAFETY: such a table is handed out by `avx2::detect` alone, which checks the instructions.
+            unsafe { $name($($arg),*) }
+        }
+    };
+}
+
 mod cast;
 mod floats;
 pub mod huffman;

@@ -10,16 +10,6 @@ use std::arch::x86_64::*;
 
 use super::reduce_scalar::{Extremes, Reduce, STRIP, add_rows_from, max_rows_from, moments_strip};
 
-/// A safe function over one compiled for instructions that `avx2::detect` has seen.
-macro_rules! detected {
-    ($name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)?) => {
-        |$($arg: $type),*| $(-> $out)? {
-            // SAFETY: this table is part of the one that `avx2::detect` hands out after checking.
-            unsafe { $name($($arg),*) }
-        }
-    };
-}
-
 /// The loops.
 pub const REDUCE: Reduce = Reduce {
     moments: detected!(moments(

@@ -12,16 +12,6 @@ use super::score_scalar::{self as scalar, DEEP, FEW, WIDE, pairwise};
 
 /// Rows that the panel loop holds at once.
 const TALL: usize = 6;
-/// A safe function over one compiled for instructions that `avx2::detect` has seen.
-macro_rules! detected {
-    ($name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)?) => {
-        |$($arg: $type),*| $(-> $out)? {
-            // SAFETY: this table is part of the one that `avx2::detect` hands out after checking.
-            unsafe { $name($($arg),*) }
-        }
-    };
-}
-
 /// The loops.
 pub const SCORES: Scores = Scores {
     dot: detected!(dot(q: &[f32], x: &[f32]) -> f64),

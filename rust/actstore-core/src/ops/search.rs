@@ -27,6 +27,7 @@ use crate::process::{Task, pool};
 const TILE: usize = 48 << 10;
 /// Bytes that the threads' best hits may take; more queries are searched one batch after the other.
 const HEAP_BYTES: usize = 128 << 20;
+
 /// What is asked besides the queries.
 #[derive(Clone, Copy)]
 pub struct Ask<'a> {

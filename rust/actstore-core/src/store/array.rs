@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::blocks::choose_layers;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::format::zarr::ArrayMeta;
@@ -101,18 +102,8 @@ impl Array {
         task: &Task,
     ) -> Result<()> {
         let meta = self.meta();
-        let all: Vec<usize>;
-        let layers = match layers {
-            Some(layers) => layers,
-            None => {
-                all = (0..meta.shape[1]).collect();
-                &all
-            }
-        };
         rows.check(self.rows())?;
-        if let Some(layer) = layers.iter().find(|l| **l >= meta.shape[1]) {
-            return Err(Error::invalid(format!("layer position {layer} of {}", meta.shape[1])));
-        }
+        let layers = &choose_layers(layers, meta.shape[1])?[..];
         if dtype != meta.dtype && !(dtype.is_float() && meta.dtype.is_float()) {
             return Err(Error::invalid(format!(
                 "'{}' is {}, which is not read as {}",
