@@ -6,8 +6,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import actstore
 import pytest
+from actstore.cli import main
 from interposed import Nurseries, Nursery, compile_interposer
 
 
@@ -45,3 +48,31 @@ def nurseries(interposer: Path) -> Iterator[Nurseries]:
     """Two, that one core may work in a child while the other looks at what is left."""
     with Nursery(interposer) as one, Nursery(interposer) as two:
         yield [one, two]
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[actstore.Store]:
+    """The store that a module's own `path` makes, open."""
+    with actstore.open(path) as store:
+        yield store
+
+
+@pytest.fixture
+def site(store: actstore.Store) -> actstore.Site:
+    """Its tokens."""
+    return store["resid"]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A command in this process: exit status, stdout, stderr."""
+
+    def run(*args: str | Path, columns: int = 80) -> tuple[int, str, str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        capsys.readouterr()
+        status = main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return status, out, err
+
+    return run

@@ -12,7 +12,6 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
-from actstore.cli import main
 from builders import files_on_disk
 
 COMMANDS = ("info", "verify", "compact", "export", "import")
@@ -48,20 +47,6 @@ def damaged(store: Path) -> Path:
 
 
 Run = tuple[int, str, str]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
-    """A command in this process: exit status, stdout, stderr."""
-
-    def run(*args: str | Path) -> Run:
-        capsys.readouterr()
-        status = main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return status, out, err
-
-    return run
 
 
 def process(*args: str | Path, **keywords: Any) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,6 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
-from actstore.cli import main
 from actstore.cli.picture import percent, power, short, shown
 
 RNG = np.random.default_rng(0)
@@ -46,21 +45,6 @@ def make(path: Path, **columns: Any) -> Path:
 @pytest.fixture
 def store(memory_path: Path) -> Path:
     return make(memory_path / "run.act", text=TEXTS)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A command in this process: exit status, stdout, stderr."""
-
-    def run(*args: str | Path, columns: int = 80) -> tuple[int, str, str]:
-        monkeypatch.setenv("COLUMNS", str(columns))
-        capsys.readouterr()
-        status = main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return status, out, err
-
-    return run
 
 
 def test_the_numbers(store: Path, run: Any) -> None:

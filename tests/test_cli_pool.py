@@ -10,7 +10,6 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
-from actstore.cli import main
 
 ACTS = np.arange(6 * 2 * 4, dtype=np.float32).reshape(6, 2, 4)
 
@@ -32,20 +31,6 @@ def more(path: Path, *lengths: int) -> None:
 @pytest.fixture
 def store(memory_path: Path) -> Path:
     return make(memory_path / "run.act")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
-    """A command in this process: exit status, stdout, stderr."""
-
-    def run(*args: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return status, out, err
-
-    return run
 
 
 def test_pool_and_update(store: Path, run: Any) -> None:

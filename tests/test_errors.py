@@ -96,12 +96,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[actstore.Store]:
-    with actstore.open(path) as store:
-        yield store
-
-
-@pytest.fixture
 def writer(path: Path) -> Iterator[actstore.StoreWriter]:
     writer = actstore.append(path)
     yield writer

@@ -3,7 +3,7 @@
 import itertools
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         acts = {"resid": ACTS, "docs": np.zeros((5, 1, 4), np.float32)}
         writer.append(acts, np.diff(OFFSET), IDS, tokens={"special": SPECIAL})
     return path
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[actstore.Store]:
-    with actstore.open(path) as store:
-        yield store
-
-
-@pytest.fixture
-def site(store: actstore.Store) -> actstore.Site:
-    return store["resid"]
 
 
 def of_rows(kind: str, rows: NDArray[Any]) -> NDArray[np.float32]:

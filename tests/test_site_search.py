@@ -1,7 +1,7 @@
 """Site.search and actstore.search as they are called: shapes, labels, ids, errors, pickles."""
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with actstore.create(path, specs) as writer:
         writer.append({"resid": ACTS, "docs": ACTS[:6, :2]}, np.diff(OFFSET), IDS)
     return path
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[actstore.Store]:
-    with actstore.open(path) as store:
-        yield store
-
-
-@pytest.fixture
-def site(store: actstore.Store) -> actstore.Site:
-    return store["resid"]
 
 
 def best(scores: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
