@@ -8,7 +8,7 @@ from typing import Any, Literal
 from . import _native
 from .arrays import integers
 from .errors import InvalidInputError
-from .layout import EXAMPLES, IDS, Layout, SiteLayout, check_name, column_array
+from .layout import EXAMPLES, IDS, Layout, SiteLayout, check_name, column_array, plain_json
 from .parts import as_path
 from .site_spec import SiteSpec
 from .writer import EMPTY_STATE, StoreWriter
@@ -125,7 +125,8 @@ def _new_layout(
         check_name(name, "site", reserved=(EXAMPLES,))
         if not isinstance(spec, SiteSpec):
             raise InvalidInputError(f"site {name!r}: expected a SiteSpec, got {type(spec).__name__}")
-        layouts[name] = SiteLayout(spec.axis, tuple(spec.labels or ()))
+        about = plain_json(spec.about or {}, f"site {name!r}: about")
+        layouts[name] = SiteLayout(spec.axis, tuple(spec.labels or ()), about)
     axes = tuple(dict.fromkeys(site.axis for site in layouts.values() if site.axis != EXAMPLES))
     for axis in axes:
         if axis in layouts:
@@ -135,8 +136,4 @@ def _new_layout(
         if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1]:
             raise InvalidInputError(f"part {part!r} is no (index, count)")
         part = numbers[0], numbers[1]
-    try:
-        told: dict[str, Any] = json.loads(json.dumps(dict(identity or {}), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"identity is not JSON: {error}") from error
-    return Layout(layouts, axes, told, str(uuid.uuid4()), part)
+    return Layout(layouts, axes, plain_json(identity or {}, "identity"), str(uuid.uuid4()), part)

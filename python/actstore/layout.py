@@ -63,12 +63,29 @@ def check_column(name: object, what: str) -> str:
     return check_name(name, what, reserved=("offset",))
 
 
+def plain_json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """A mapping as it will be read again from JSON.
+
+    Raises
+    ------
+    InvalidInputError
+        When JSON cannot hold it.
+    """
+    try:
+        told: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"{what} is not JSON: {error}") from error
+    return told
+
+
 @dataclass(frozen=True)
 class SiteLayout:
     """Where a site's rows and layers stand: its axis, and one label per layer."""
 
     axis: str
     labels: tuple[int, ...]
+    about: dict[str, Any] = field(default_factory=dict)
+    """What the writer says of it, for whoever reads it."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,9 @@ class Layout:
             "identity": self.identity,
             "axes": {axis: {} for axis in self.axes},
             "sites": {
-                name: {"axis": site.axis, "labels": list(site.labels)} for name, site in self.sites.items()
+                name: {"axis": site.axis, "labels": list(site.labels)}
+                | ({"about": site.about} if site.about else {})
+                for name, site in self.sites.items()
             },
             "part": part,
             "commits": "commits",
@@ -218,7 +237,8 @@ def parse_layout(attributes: str, path: str) -> Layout | None:
             raise _malformed(path, "sites", name)
         if not isinstance(axis, str) or (axis != EXAMPLES and axis not in axes):
             raise _malformed(path, f"sites.{name}.axis", axis)
-        sites[name] = SiteLayout(axis, _labels(labels, path, f"sites.{name}.labels"))
+        about = dict(_mapping(site.get("about") or {}, path, f"sites.{name}.about"))
+        sites[name] = SiteLayout(axis, _labels(labels, path, f"sites.{name}.labels"), about)
     uuid = own.get("uuid")
     if uuid is not None and not isinstance(uuid, str):
         raise _malformed(path, "uuid", uuid)

@@ -1,7 +1,8 @@
 """What a site is a view of: an array of a store here, one in memory in :mod:`actstore.memory`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ class Origin(ABC):
         int64 ``[n_rows]``: what each row of the array is called outside, where that is not its place.
     recipe : dict, optional
         How it was computed, if it was.
+    about : dict
+        What its writer said of it.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Origin(ABC):
     axis: str
     labels: tuple[int, ...]
     numbers: NDArray[np.int64] | None = None
+    about: Mapping[str, Any] = MappingProxyType({})
 
     @property
     @abstractmethod
@@ -123,6 +127,7 @@ class StoredOrigin(Origin):
         self.title = f"{name!r} of {snapshot.name!r}"
         self.axis = site.axis
         self.labels = site.labels
+        self.about = site.about
         self._array = snapshot.array(name)
 
     @property

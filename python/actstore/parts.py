@@ -67,7 +67,7 @@ def find_parts(source: object) -> list[str]:
         if not os.path.exists(path):
             raise NotFoundError(
                 f"{path} does not exist",
-                hint=_similar(path) or "actstore.create makes one",
+                hint=near(path) or "actstore.create makes one",
             )
         if not os.path.isdir(path):
             raise NotFoundError(f"{path} is a file, a store is a directory", hint=f"actstore import {path}")
@@ -131,15 +131,16 @@ def _natural(name: str) -> list[tuple[bool, int, str]]:
     return [(piece.isdecimal(), int(piece) if piece.isdecimal() else 0, piece) for piece in pieces if piece]
 
 
-def _similar(path: str) -> str | None:
+def near(path: str) -> str | None:
+    """A hint that names the file or folder of the most similar name beside one that is not there."""
     import difflib
 
     folder, name = os.path.split(os.path.abspath(path))
     try:
-        near = difflib.get_close_matches(name, os.listdir(folder), 1)
+        found = difflib.get_close_matches(name, os.listdir(folder), 1)
     except OSError:
         return None
-    return f"there is {os.path.join(os.path.dirname(path), near[0])}" if near else None
+    return f"there is {os.path.join(os.path.dirname(path), found[0])}" if found else None
 
 
 def in_order(parts: list[Part]) -> list[Part]:
@@ -161,6 +162,15 @@ def in_order(parts: list[Part]) -> list[Part]:
                 hint="open a list of the ones you mean",
             )
     return [by_index[index] for index in sorted(by_index)]
+
+
+def missing(parts: Sequence[Part]) -> tuple[list[int], int]:
+    """Which parts are not among these, and of how many; none where they do not say how many there are."""
+    numbered = [part.layout.part for part in parts]
+    counts = {of[1] if of is not None else 0 for of in numbered}
+    if len(counts) != 1 or not (count := counts.pop()):
+        return [], 0
+    return sorted(set(range(count)) - {of[0] for of in numbered if of is not None}), count
 
 
 def agree(parts: Sequence[Part]) -> None:

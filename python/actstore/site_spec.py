@@ -1,7 +1,8 @@
 """What a site is to be, before there is one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class SiteSpec:
         What the rows are: `tokens`, another axis of tokens, or `examples` for pooled sites.
     chunk_rows, shard_rows : int, optional
         Rows per chunk and per file; by default chunks of about 1 MiB in files of 128-256 MB.
+    about : mapping, optional
+        What the site and its layers are, as JSON can hold it; read back as `Site.about`.
 
     Raises
     ------
@@ -46,6 +49,7 @@ class SiteSpec:
     axis: str = TOKENS
     chunk_rows: int | None = None
     shard_rows: int | None = None
+    about: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "dim", "chunk_rows", "shard_rows"):

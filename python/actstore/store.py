@@ -13,7 +13,7 @@ from .columns import Columns
 from .errors import FormatError, InvalidInputError, NotFoundError
 from .layout import FORMAT, TOKENS
 from .origin import stored_origin
-from .parts import Part, as_path
+from .parts import Part, as_path, missing
 from .report import Damage, Report
 from .shuffle import Shuffle
 from .site import Site
@@ -173,8 +173,11 @@ class Store:
         if self._snapshot.handle.closed:
             return f"Store({self._snapshot.name!r}, closed)"
         sites = ", ".join(f"{name}: {list(self[name].shape)} {self[name].dtype.name}" for name in self)
+        absent, count = missing(self._snapshot.parts)
+        parts = f"{count - len(absent)} of {count} parts, " if absent else ""
         return (
-            f"Store({self._snapshot.name!r}, {self.n_examples} examples, {self.n_tokens} tokens, {{{sites}}})"
+            f"Store({self._snapshot.name!r}, {parts}{self.n_examples} examples, {self.n_tokens} tokens, "
+            f"{{{sites}}})"
         )
 
     def refresh(self) -> bool:
@@ -331,6 +334,7 @@ class Store:
                 "shape": list(array.shape),
                 "dtype": FLOAT_DTYPES[array.dtype].name,
                 "layers": list(site.labels),
+                "about": site.about,
                 "codec": array.codec,
                 "chunk_rows": array.chunk_rows,
                 **usage,
@@ -362,6 +366,7 @@ class Store:
                 }
                 for part in parts
             ],
+            "missing_parts": missing(parts)[0],
         }
 
 

@@ -1,5 +1,6 @@
 """Some rows and layers of an array: what every verb works on, and how they are read."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,6 +80,11 @@ class View:
     def recipe(self) -> dict[str, Any] | None:
         """How a pooled site was made: kind, source, layers, ...; None for one that was written as it is."""
         return self._origin.recipe
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What its writer said of the site and its layers; of a capture, where in the model they are."""
+        return copy.deepcopy(dict(self._origin.about))
 
     def __len__(self) -> int:
         return len(self._view.rows)

@@ -19,7 +19,7 @@ from .arrays import SITE_DTYPES, as_numpy, cast_float
 from .errors import FormatError, InvalidInputError, ShapeError, StorageError
 from .ids import IdSet
 from .incoming import NumberColumn, example_columns, example_ids, lengths_by_axis, pack_strings, token_columns
-from .layout import IDS, TOKENS, column_array, parse_layout
+from .layout import IDS, TOKENS, column_array, parse_layout, plain_json
 
 _EMPTY_DIGEST = bytes(16)
 EMPTY_STATE = json.dumps({"n_examples": 0, "axes": {}, "digest": _EMPTY_DIGEST.hex()})
@@ -36,6 +36,8 @@ class Taken:
     """Of the ids and lengths of all examples."""
     ends: dict[str, int]
     """The last offset of each column of strings, where it is known already."""
+    note: dict[str, Any]
+    """For whoever goes on."""
 
 
 class StoreWriter:
@@ -68,11 +70,13 @@ class StoreWriter:
             self._layout = layout
             self._dirty = False
             self._seed_offsets()
+            state = json.loads(native.state)
             self._taken = Taken(
                 n_examples=native.arrays[f"{IDS}/offset"][0][0] - 1,
                 rows={axis: self._last(axis) for axis in layout.axes},
-                digest=bytes.fromhex(json.loads(native.state).get("digest") or _EMPTY_DIGEST.hex()),
+                digest=bytes.fromhex(state.get("digest") or _EMPTY_DIGEST.hex()),
                 ends={},
+                note=dict(state.get("note") or {}),
             )
             self._next: tuple[Taken, NDArray[np.int64]] | None = None
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -128,6 +132,17 @@ class StoreWriter:
         """What each append must give."""
         return list(self._layout.sites)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the activations are of, as the store says."""
+        return dict(self._layout.identity)
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What the last append said, in this process or before the last commit of another."""
+        self._adopt()
+        return dict(self._taken.note)
+
     def append(
         self,
         acts: Mapping[str, Any],
@@ -136,6 +151,7 @@ class StoreWriter:
         tokens: Mapping[str, Any] | Any = None,
         columns: Mapping[str, Any] | None = None,
         cast: bool = False,
+        note: Mapping[str, Any] | None = None,
     ) -> None:
         """Append examples, all of it or, on any error, nothing.
 
@@ -156,6 +172,9 @@ class StoreWriter:
             Numbers or strings for each example, by column.
         cast : bool
             Take other float dtypes and round them once.
+        note : mapping, optional
+            Where the source of these examples stands after them, as JSON can hold it. It is committed with
+            them, and `note` gives it to whoever goes on with the store.
 
         Raises
         ------
@@ -175,6 +194,7 @@ class StoreWriter:
         by_axis, n_new = lengths_by_axis(lengths, self._layout.axes, n_rows)
         names = example_ids(ids, n_new, before.n_examples)
         hashes = self._ids.check_new(names)
+        kept = before.note if note is None else plain_json(note, "note")
         numbers = list(token_columns(tokens, self._layout.axes, n_rows))
         more, strings = example_columns(columns, n_new)
         if n_new == 0:
@@ -194,6 +214,7 @@ class StoreWriter:
             rows={axis: count + int(by_axis[axis].sum()) for axis, count in before.rows.items()},
             digest=_chain(before.digest, names, [by_axis[axis] for axis in sorted(by_axis)]),
             ends=before.ends | ends,
+            note=kept,
         )
         self._next = after, hashes
         due = self._native.append(rows)
@@ -326,7 +347,13 @@ class StoreWriter:
         if self._ahead:
             raise InvalidInputError("commit in the middle of an example")
         taken = self._taken
-        state = {"n_examples": taken.n_examples, "axes": taken.rows, "digest": taken.digest.hex()}
+        state: dict[str, Any] = {
+            "n_examples": taken.n_examples,
+            "axes": taken.rows,
+            "digest": taken.digest.hex(),
+        }
+        if taken.note:
+            state["note"] = taken.note
         self._native.commit(json.dumps(state), self._threads)
         self._dirty = False
         self._commit_due = False

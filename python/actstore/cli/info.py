@@ -53,12 +53,12 @@ def _lines(info: Mapping[str, Any]) -> Iterator[str]:
             f"{human_bytes(site['logical_bytes'])} in {human_bytes(site['stored_bytes'])}{ratio}, "
             f"{site['shards']} {'shard' if site['shards'] == 1 else 'shards'}"
         )
-        yield f"    layers {_labels(site['layers'])}"
+        yield f"    layers {label_runs(site['layers'])}"
     if info["derived"]:
         yield "derived"
     for name, derived in info["derived"].items():
         recipe = derived["recipe"]
-        yield f"  {name}  {recipe['kind']} of {recipe['source']}, layers {_labels(recipe['layers'])}"
+        yield f"  {name}  {recipe['kind']} of {recipe['source']}, layers {label_runs(recipe['layers'])}"
         if not derived["complete"]:
             yield f"    covers {derived['covers']:,} of {derived['n_examples']:,} examples"
             yield f"    hint: actstore pool {info['path']} --update"
@@ -69,15 +69,22 @@ def _lines(info: Mapping[str, Any]) -> Iterator[str]:
     if info["identity"]:
         yield "identity"
         for key, value in info["identity"].items():
-            yield f"  {key}: {value}"
-    if len(parts) > 1:
+            if not isinstance(value, Mapping):
+                yield f"  {key}: {value}"
+                continue
+            yield f"  {key}"
+            for name, told in value.items():
+                yield f"    {name}: {told}"
+    if len(parts) > 1 or info["missing_parts"]:
         yield "parts"
         for part in parts:
             index = "" if part["index"] is None else f"{part['index']}: "
             yield f"  {index}{part['path']}, {part['n_examples']:,} examples, record {part['record']}"
+        for absent in info["missing_parts"]:
+            yield f"  {absent}: missing, of {parts[0]['count']}"
 
 
-def _labels(labels: list[int]) -> str:
+def label_runs(labels: list[int]) -> str:
     """Runs as ``0-6``, the rest one by one."""
     runs: list[list[int]] = []
     for label in labels:
