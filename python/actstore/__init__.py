@@ -7,6 +7,7 @@
 
 from . import zarr_hook
 from ._native import build_info
+from .capture import CaptureWarning, Plan, Recomputed, capture, embed, plan, recompute
 from .columns import Columns
 from .compact import Compaction, compact
 from .create import append, create
@@ -38,6 +39,7 @@ zarr_hook.install()
 __all__ = [
     "ActstoreError",
     "Block",
+    "CaptureWarning",
     "Certificate",
     "Columns",
     "Compaction",
@@ -50,7 +52,9 @@ __all__ = [
     "InvalidInputError",
     "NotFoundError",
     "NumericalError",
+    "Plan",
     "Pool",
+    "Recomputed",
     "Reducer",
     "Report",
     "ShapeError",
@@ -63,12 +67,16 @@ __all__ = [
     "SummaryResult",
     "append",
     "build_info",
+    "capture",
     "compact",
     "create",
+    "embed",
     "export",
     "import_",
     "open",
+    "plan",
     "pool",
+    "recompute",
     "scan",
     "search",
     "update",
