@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUST := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock
 
-.PHONY: build test test-all check format bench clean
+.PHONY: build test test-all check format bench demo clean
 
 build: $(VENV)/.built  ## build the extension, in release, into .venv
 
@@ -46,6 +46,9 @@ $(VENV)/.bench: benches/requirements.txt $(VENV)/.tools
 
 bench: build $(VENV)/.bench  ## ours, the peers and the machine's limits, in one run
 	$(BIN)/python -m benches $(BENCH)
+
+demo: build  ## a small model reads Python's docstrings, questions are put to its layers
+	$(BIN)/actstore demo -o target/demo.act
 
 clean:
 	rm -rf target $(VENV) python/actstore/*.so

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ActstoreError
-from . import bench, compact, export, import_, info, inspect, pool, verify
+from . import bench, compact, demo, dump, export, import_, info, inspect, plan, pool, query, verify
 
-_COMMANDS = (info, inspect, verify, compact, pool, export, import_, bench)
+_COMMANDS = (dump, query, plan, info, inspect, verify, compact, pool, export, import_, bench, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..capture.checkpoint import place_of
 from ..errors import NotFoundError
 from ..parts import STRINGS
 from ..site import Site
@@ -85,10 +86,16 @@ def _norms(site: Site, i: int) -> dict[str, list[float | None]]:
 
 
 def _decoder(store: Store, axis: str | None) -> Decode | None:
-    """The tokenizer that the store's identity names, if it is needed and at hand; nothing is downloaded."""
+    """How ids become text, if that is needed and the tokenizer at hand."""
     if axis is None or "id" not in store.axes[axis] or store.examples.dtypes.get("text") == STRINGS:
         return None
-    name, revision = _tokenizer_name(store.identity)
+    tokenizer = stored_tokenizer(store.identity)
+    return None if tokenizer is None else lambda ids: str(tokenizer.decode(list(ids)))
+
+
+def stored_tokenizer(identity: Mapping[str, Any]) -> Any | None:
+    """The tokenizer that a store's identity names, if it is at hand; nothing is downloaded."""
+    name, revision = _tokenizer_name(identity)
     if name is None:
         return None
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -96,12 +103,12 @@ def _decoder(store: Store, axis: str | None) -> Decode | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            place, _ = place_of(name)
             options = {} if revision is None else {"revision": revision}
             auto = importlib.import_module("transformers").AutoTokenizer
-            tokenizer = auto.from_pretrained(name, local_files_only=True, **options)
+            return auto.from_pretrained(place, local_files_only=True, **options)
     except Exception:  # Not installed, not there, or not to be read: the ids will do.
         return None
-    return lambda ids: str(tokenizer.decode(list(ids)))
 
 
 def _tokenizer_name(identity: Mapping[str, Any]) -> tuple[str | None, str | None]:

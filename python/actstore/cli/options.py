@@ -7,25 +7,25 @@ Commands = Any
 """What ``add_subparsers`` returns; its type is private to argparse."""
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse._ActionsContainer) -> None:
     """``--json``."""
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
-def add_threads(parser: argparse.ArgumentParser) -> None:
+def add_threads(parser: argparse._ActionsContainer) -> None:
     """``--threads``."""
     parser.add_argument(
         "--threads", type=_count, default=0, metavar="N", help="threads to use (default: 0, all cores)"
     )
 
 
-def add_layers(parser: argparse.ArgumentParser) -> None:
+def add_layers(parser: argparse._ActionsContainer, default: str = "all") -> None:
     """``--layers``: what `Site.select` takes."""
     parser.add_argument(
         "--layers",
         type=_layers,
         metavar="N,N,...",
-        help="only these layers, by label; A:B is those from A to before B (default: all)",
+        help=f"only these layers, by label; A:B is those from A to before B (default: {default})",
     )
 
 
@@ -44,6 +44,19 @@ def natural(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
     return number
+
+
+def positive(text: str) -> int:
+    """A number from 1 up.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        When it is none.
+    """
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+    return int(text)
 
 
 def wrong_usage(args: argparse.Namespace, message: str) -> NoReturn:

@@ -241,6 +241,18 @@ def power(e: int) -> str:
     return f"{2.0**e:g}" if -4 <= e <= 16 else f"2^{e}"
 
 
+def levels(shares: Sequence[float], unicode: bool) -> str:
+    """A character for each share, as high as that is; for 0 a space.
+
+    Examples
+    --------
+    >>> levels([0, 0.1, 0.5, 1], unicode=True)
+    ' ▁▄█'
+    """
+    steps = _UNICODE_LEVELS if unicode else _ASCII_LEVELS
+    return "".join(steps[max(1, round(8 * share))] if share > 0 else steps[0] for share in shares)
+
+
 def shown(text: str) -> str:
     """Text on one line, without what a terminal would obey."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
