@@ -123,15 +123,24 @@ def test_adapters_of_low_rank(memory_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["cpu", "disk"])
 def test_models_whose_weights_are_elsewhere(kind: str, memory_path: Path) -> None:
-    """Offloaded by accelerate, which brings them as they are needed: refused, as they cannot be hashed."""
+    """Offloaded by accelerate, as ``device_map`` does it: they are brought as they are needed."""
     accelerate = pytest.importorskip("accelerate")
     model = fresh("llama")
+    sites = ["resid", "mlp_out", "q"]
+    with actstore.capture(
+        memory_path / "whole.act", model, batch("llama"), sites=sites, progress=False
+    ) as store:
+        expected, identity = {name: store[name].read() for name in sites}, store.identity
     if kind == "cpu":
         accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
     else:
         accelerate.disk_offload(model, str(memory_path / "weights"), execution_device=torch.device("cpu"))
-    with pytest.raises(actstore.InvalidInputError, match="meta"):
-        actstore.capture(memory_path / "run.act", model, batch("llama"), progress=False)
+    with actstore.capture(
+        memory_path / "run.act", model, batch("llama"), sites=sites, progress=False
+    ) as store:
+        assert store.identity == identity
+        for name in sites:
+            np.testing.assert_array_equal(store[name].read(), expected[name], err_msg=name)
 
 
 def test_weights_that_are_nowhere(memory_path: Path) -> None:

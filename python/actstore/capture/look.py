@@ -99,6 +99,18 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def uses_cuda(model: torch.nn.Module) -> bool:
+    """Whether any of it runs on a GPU, be its weights elsewhere until then."""
+    if not torch.cuda.is_available():
+        return False
+    if any(parameter.device.type == "cuda" for parameter in model.parameters()):
+        return True
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    every = (one for hook in hooks for one in (hook, *getattr(hook, "hooks", ())))
+    devices: set[Any] = {getattr(one, "execution_device", None) for one in every} - {None}
+    return any(isinstance(device, int) or torch.device(device).type == "cuda" for device in devices)
+
+
 class Ids:
     """The ids that a model has: of tokens, and of their types."""
 

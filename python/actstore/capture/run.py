@@ -154,7 +154,7 @@ class Run:
         self.tally = Tally()
         self._committed = time.monotonic()
         # A GPU goes on while the host writes; on a CPU both would have the same cores.
-        overlap = session.device.type == "cuda"
+        overlap = session.on_gpu
         self._windows = [session.window, *([session.another_window()] if overlap else [])]
         self._pool = ThreadPoolExecutor(1, "actstore-write") if overlap else None
         self._writing: list[Future[None]] = []

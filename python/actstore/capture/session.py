@@ -22,7 +22,7 @@ from .encode import Encoder
 from .example import Example, Piece
 from .forms import Input
 from .loading import Loaded
-from .look import Ids, collator_of, device_of, evaluating, is_encoder_decoder, look
+from .look import Ids, collator_of, device_of, evaluating, is_encoder_decoder, look, uses_cuda
 from .ready import ReadyBatch
 from .sites import Captured, name_axes
 from .sizes import n_tokens, rows_of
@@ -82,7 +82,7 @@ class Session:
         self.sites = self._with_grids(chosen, images) if images is not None else chosen
         self._evaluating = evaluating(loaded.model)
         self.targets = [self._target(site) for site in self.sites]
-        self._transfer = Transfer(self.device) if self.device.type == "cuda" else None
+        self._transfer = Transfer() if uses_cuda(loaded.model) else None
         self.window = self.another_window()
         self._taps = Taps(loaded.model, self.window.taps)
 
@@ -211,6 +211,11 @@ class Session:
         """One batch through the model, its rows into the window."""
         inputs, padded = self._collate(batch)
         self._taps.run(inputs, self.window.sink(batch, padded))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the model runs on one, so that the host has time to spare."""
+        return self._transfer is not None
 
     def drain(self) -> None:
         """Wait until all rows are in the window."""

@@ -15,18 +15,16 @@ Place = Callable[[torch.Tensor], None]
 
 
 class Transfer:
-    """Copies tensors of a CUDA device to the host and hands them over, in the order in which they were sent.
+    """Copies tensors of CUDA devices to the host and hands them over, in the order in which they were sent.
 
     Parameters
     ----------
-    device : device
     n_buffers : int
         Copies under way or not yet handed over; whoever sends more waits.
     """
 
-    def __init__(self, device: torch.device, n_buffers: int = 8) -> None:
+    def __init__(self, n_buffers: int = 8) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        self._device = device
         self._free: queue.Queue[torch.Tensor] = queue.Queue()
         for _ in range(n_buffers):
             self._free.put(torch.empty(0, dtype=torch.uint8))
