@@ -20,7 +20,7 @@ from .threads import THREADS, pin
 STORE_FIGURES = ("write", "disk", "ratio", "layer", "raw", "gather")
 PASS_FIGURES = ("scan", "pool", "search", "filter", "feed")
 QUICK_ROWS = {"minilm": 16_384, "synthetic": 4_096, "long": 20_000}
-FIGURES = ("machine", *STORE_FIGURES, "open", *PASS_FIGURES, "memory")
+FIGURES = ("machine", *STORE_FIGURES, "open", *PASS_FIGURES, "memory", "capture")
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
 def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) -> None:
     """The figures that were asked for, one data set in memory at a time."""
     # Late: torch and the peers take seconds, and --help should not.
-    from . import feeding, filtering, pooling, reading, scanning, searching, store, writing
+    from . import capturing, feeding, filtering, pooling, reading, scanning, searching, store, writing
 
     wanted = options.only or FIGURES
     rounds = (
@@ -105,6 +105,8 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
                     # 20 times the limit in a full run, 4 in a quick one, counted in float32.
                     store.anonymous_memory(bench, repeats=5)
             del loaded, bench
+    if "capture" in wanted:
+        capturing.capturing(report, tmpfs, options.quick)
 
 
 def machine_limits(report: Report, tmpfs: Path, disk: Path | None, rounds: int) -> None:

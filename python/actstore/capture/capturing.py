@@ -15,7 +15,7 @@ from ..selection import is_int
 from ..store import Store
 from ..store import open as open_store
 from ..view import one_of
-from .plan import Plan, check_fits, estimate, fits
+from .plan import Plan, check_fits, clock, estimate, fits
 
 if TYPE_CHECKING:
     from .forms import Input
@@ -392,10 +392,14 @@ def _told(session: "Session") -> dict[str, Any]:
 
 def _show(plan: Plan) -> None:
     """On stderr, before a run that takes a while."""
-    if sys.stderr is not None and (plan.seconds is None or plan.seconds > 5):
-        size = "an unknown size" if plan.stored_bytes is None else human_bytes(plan.stored_bytes)
-        took = "" if plan.seconds is None else f", about {plan.seconds:,.0f} s"
-        sys.stderr.write(
-            f"capture: about {size} (ratio {plan.ratio:.2f}, {human_bytes(plan.free_bytes)} free){took} "
-            f"at {plan.tokens_per_second:,.0f} tokens/s\n"
+    if sys.stderr is None or (plan.seconds is not None and plan.seconds < 5):
+        return
+    free, speed = f"{human_bytes(plan.free_bytes)} free", f"{plan.tokens_per_second:,.0f} tokens/s"
+    if plan.stored_bytes is None or plan.seconds is None:
+        line = f"nobody knows how much there is to come; {speed}, ratio {plan.ratio:.2f}, {free}"
+    else:
+        line = (
+            f"about {human_bytes(plan.stored_bytes)} (ratio {plan.ratio:.2f}, {free}) "
+            f"in {clock(plan.seconds)}, {speed}"
         )
+    sys.stderr.write(f"capture: {line}\n")

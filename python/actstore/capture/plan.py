@@ -95,7 +95,7 @@ class Plan:
             lines.append(f"disk        unknown; ratio {self.ratio:.2f}")
         fits = "" if self.fits else ": too little"
         lines.append(f"free        {human_bytes(self.free_bytes)}{fits}")
-        took = "" if self.seconds is None else f"about {_clock(self.seconds)}, "
+        took = "" if self.seconds is None else f"about {clock(self.seconds)}, "
         lines.append(f"time        {took}{self.tokens_per_second:,.0f} tokens/s")
         return "\n".join(lines)
 
@@ -267,7 +267,8 @@ def _free_bytes(path: str) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as people say them."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -31,8 +31,9 @@ class Progress:
         if shown and sys.stderr is not None:
             from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-            # A bar is for eyes; in a log it is a line now and then.
-            every = 0.2 if sys.stderr.isatty() else 60.0
+            # A bar is for eyes; in a log it is a line now and then, and none of what is done in a moment.
+            watched = sys.stderr.isatty()
+            every = 0.2 if watched else 60.0
             self._bar = tqdm(
                 total=total,
                 initial=done,
@@ -41,6 +42,7 @@ class Progress:
                 dynamic_ncols=True,
                 mininterval=every,
                 maxinterval=max(10.0, every),
+                delay=0 if watched else 5,
             )
 
     @property

@@ -203,11 +203,6 @@ def _template(chat: str | bool | None) -> str | bool | None:
     return chat
 
 
-def is_watched(quiet: bool) -> bool:
-    """Whether somebody may be looking at progress."""
-    return not quiet and sys.stderr is not None and sys.stderr.isatty()
-
-
 @contextlib.contextmanager
 def plain_warnings() -> Iterator[None]:
     """Warnings of ours are a line on stderr, those of libraries nothing."""

@@ -14,7 +14,7 @@ from ..errors import InvalidInputError, NotFoundError
 from ..layout import EXAMPLES
 from ..store import Store
 from ..store import open as open_store
-from .capturing import is_watched, plain_warnings
+from .capturing import plain_warnings
 from .docstrings import docstrings
 from .found import Found, found_hits, hit_lines
 from .options import Commands, positive
@@ -106,9 +106,7 @@ def _made(path: str, limit: int | None) -> Store:
 
         loaded = load(MODEL, device="cpu")
         with plain_warnings():
-            return capture(
-                path, loaded, texts, pool="mean", store_text=True, resume=True, progress=is_watched(False)
-            )
+            return capture(path, loaded, texts, pool="mean", store_text=True, resume=True)
     except NotFoundError as error:
         raise NotFoundError(f"the demo's model is not here: {error}", hint=_INSTALL) from error
     except InvalidInputError as error:

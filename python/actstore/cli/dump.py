@@ -13,7 +13,7 @@ from ..errors import ActstoreError, InvalidInputError
 from ..store import Store
 from ..store import open as open_store
 from ..summary import Summary
-from .capturing import add_arguments, given_texts, is_watched, keywords, load_model, plain_warnings
+from .capturing import add_arguments, given_texts, keywords, load_model, plain_warnings
 from .info import label_runs
 from .options import Commands, wrong_usage
 from .output import print_json, table
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         "force": args.force,
         "resume": args.resume,
         "overwrite": args.overwrite,
-        "progress": is_watched(args.quiet),
+        "progress": not args.quiet,
     }
     n_before, tokens_before = _there(args.out) if args.resume else (0, 0)
     start = time.monotonic()
