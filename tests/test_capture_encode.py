@@ -262,7 +262,9 @@ def test_a_chat_is_as_the_template_has_it(how: Any, generate: bool) -> None:
     (example,) = one.encode(list(inputs([{"messages": MESSAGES}])))
     expected = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=generate, return_dict=True)
     assert ids_of(example) == expected["input_ids"]
-    assert example.text is None
+    assert example.text == tokenizer.apply_chat_template(
+        MESSAGES, add_generation_prompt=generate, tokenize=False
+    )
     assert one.template["add_special_tokens"] is False
     assert one.template["chat"] == how
     assert one.template["chat_template"].startswith("blake2b:")
@@ -388,16 +390,18 @@ def test_no_special_and_last() -> None:
     assert len(example.pieces[0].inputs["input_ids"]) == 4
     (example,) = encoder(tokenizer, tokens="last").encode(given_texts("hello world"))
     assert ids_of(example) == [tokenizer.sep_token_id]
-    assert encoder(tokenizer, tokens="no-special").encode(given_texts(""))[0].pieces == []
+    (nothing,) = encoder(tokenizer, tokens="no-special").encode(given_texts(""))
+    assert [len(piece.rows["tokens"]) for piece in nothing.pieces if piece.rows is not None] == [0]
     empty = encoder(gpt2(), tokens="last").encode(given_texts(""))[0]
     assert ids_of(empty) == []
     assert empty.pieces == []
 
 
-def test_windows_of_which_nothing_is_kept_are_not_run() -> None:
+def test_of_windows_only_the_last_has_the_last_row() -> None:
     (example,) = encoder(gpt2(), tokens="last", max_length=8, stride=4).encode(given_texts(docstrings()[0]))
-    check(example)
-    assert len(example.pieces) == 1
+    rows = [len(piece.rows["tokens"]) for piece in example.pieces if piece.rows is not None]
+    assert rows == [0] * (len(rows) - 1) + [1]
+    assert len(rows) > 1
 
 
 def test_a_share_is_drawn_by_seed_and_position_alone() -> None:

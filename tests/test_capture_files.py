@@ -302,3 +302,11 @@ def test_errors_of_our_own_are_not_dressed_as_others(tmp_path: Path) -> None:
 def test_a_file_is_read_as_it_is_needed(tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", '{"text": "a"}\nnot JSON\n')
     assert next(iter(texts(path))) == {"text": "a"}
+
+
+def test_the_column_of_texts_is_the_text(tmp_path: Path) -> None:
+    """Whatever else is in the record under the names that have a meaning."""
+    record = {"id": 1, "body": "THE BODY", "text": "a label", "image": "a.png", "messages": "none", "n": 3}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    (one,) = inputs(texts(tmp_path / "a.jsonl", text_column="body"))
+    assert (one.text, one.image, one.messages, one.columns) == ("THE BODY", None, None, {"n": 3})

@@ -72,7 +72,7 @@ def test_nothing_follows_a_window_that_failed(memory_path: Path, writing_thread:
 
 
 def test_an_error_in_the_model_loses_no_window(memory_path: Path, writing_thread: None) -> None:
-    """What was complete before an error is written; the error is the model's own."""
+    """What was complete before an error is written; the error says what the model's own says."""
     path, whole = memory_path / "x.act", memory_path / "whole.act"
     arguments = of_text(bert(), texts=texts(150))
     capture(whole, **arguments)
@@ -85,7 +85,7 @@ def test_an_error_in_the_model_loses_no_window(memory_path: Path, writing_thread
             raise RuntimeError("the model's own")
 
     model.register_forward_pre_hook(fail)
-    with pytest.raises(RuntimeError, match="the model's own"):
+    with pytest.raises(actstore.InvalidInputError, match=r"examples '\d+'.*: the model's own"):
         capture(path, **arguments | {"model": model})
     assert 0 < assert_beginning(path, whole) < 150
     capture(path, **arguments, resume=True)

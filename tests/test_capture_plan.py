@@ -198,3 +198,12 @@ def test_room_for_what_is_left_is_enough(disk: Path, memory_path: Path) -> None:
         fill(disk, int(2.6 * store.info()["stored_bytes"]))
     actstore.capture(path, **arguments, resume=True).close()
     assert contents(path)["examples/id"] == contents(whole)["examples/id"]
+
+
+def test_a_plan_of_raw_rows_has_no_ratio() -> None:
+    arguments = of_text(bert(), texts=texts(100))
+    plan = actstore.plan(
+        arguments["model"], arguments["texts"], tokenizer=arguments["tokenizer"], codec="raw"
+    )
+    assert plan.stored_bytes == plan.raw_bytes
+    assert plan.ratio == 1.0

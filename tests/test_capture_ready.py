@@ -111,10 +111,6 @@ def test_policies_go_by_position() -> None:
     whole = encoder(gpt2(), tokens=0.5, seed=3).encode(list(inputs(texts)))
     ready = encoder(gpt2(), tokens=0.5, seed=3).ready(gpt2()(texts[2:], padding=True), 2)
     assert [ids_of(e) for e in ready] == [ids_of(e) for e in whole[2:]]
-    (later,) = inputs([gpt2()(texts, padding=True)]).skip(4)
-    assert [ids_of(e) for e in encoder(gpt2(), tokens=0.5, seed=3).ready(later)] == [
-        ids_of(e) for e in whole[4:]
-    ]
 
 
 def test_ids_texts_and_columns_of_a_batch() -> None:

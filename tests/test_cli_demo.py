@@ -1,5 +1,6 @@
 """``actstore demo`` and the docstrings it reads."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,19 @@ def test_the_last_layer_is_the_sentence_transformer(tmp_path: Path, run: Any) ->
         assert overlap[q][6] == 10
         both = {hit.id for hit in found[q][2]} & {hit.id for hit in found[q][6]}
         assert overlap[q][2] == len(both)
+
+
+@needs_minilm
+def test_as_json(tmp_path: Path, run: Any) -> None:
+    status, out, _ = run("demo", "-o", tmp_path / "demo.act", "--limit", "60", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["plot"] == str(tmp_path / "demo.png")
+    assert Path(found["plot"]).read_bytes()[:4] == b"\x89PNG"
+    first = found["questions"][0]
+    assert first["question"] == "parse a date from a string"
+    assert len(first["hits"]) == len(first["overlap_with_last"]) == 7
+    assert first["overlap_with_last"][-1] == 10
 
 
 @needs_minilm

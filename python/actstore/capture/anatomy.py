@@ -13,7 +13,7 @@ are, and whether they are rotated on the way, a second run shows, in which these
 which element each is (:mod:`actstore.capture.codes`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .codes import N_SEQUENCES, coded, decoded
-from .trace import Call, Key, Op, Place, Trace
+from .trace import PRODUCTS, Call, Form, Key, Op, Place, Trace, is_attention
 
 _ADDS = frozenset({"aten::add", "aten::add_"})
 _CLAMPS = frozenset({"aten::clamp", "aten::clamp_"})
 """T5 does so in half precision."""
-_PRODUCTS = frozenset({"aten::bmm", "aten::matmul", "aten::mm", "aten::baddbmm"})
+_MIXES = frozenset({"aten::convolution", "aten::_fft_r2c"})
+"""What reaches over tokens without being attention: a state-space model's convolution and the like."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,8 @@ class Stream:
     blocks: list[Block]
     final: Tap | None = None
     """After the norm that follows the last block."""
+    final_bias: bool = False
+    """Whether that norm is a LayerNorm with a bias."""
     states: list[int | None] = field(default_factory=list)
     """Of each of transformers' `hidden_states`: after how many blocks the stream is that, None: after the
     final norm. Empty where the model gives none, or others."""
@@ -110,10 +113,9 @@ def anatomy(model: nn.Module, call: Callable[[], Any], encoder_decoder: bool = F
         result = call()
     results: dict[str, list[Tap]] = {}
     for made in trace.calls:
-        floats = [out for out in made.outs if out[2].is_floating_point()]
+        floats = [out for out in made.outs if out[2].dtype.is_floating_point]
         if floats:
-            calls = results.setdefault(made.path, [])
-            calls.append(replace(_tap(made, "output", floats[0]), call=len(calls)))
+            results.setdefault(made.path, []).append(_tap(made, "output", floats[0]))
     (whole,) = (made for made in trace.calls if made.parent is None)
     logits = next((_tap(whole, "output", out) for out in whole.outs if out[0] == "logits"), None)
     reader = _Reader(trace)
@@ -168,9 +170,23 @@ class _Reader:
                 calls = self._chain(path, module)
                 if calls:
                     found.append((path, calls))
+        found = self._main(found)
         found.sort(key=lambda item: item[1][0].start)
         names = _names([path for path, _ in found], encoder_decoder)
         return [self._stream(name, calls, result) for name, (_, calls) in zip(names, found, strict=True)]
+
+    def _main(self, found: list[tuple[str, list[Call]]]) -> list[tuple[str, list[Call]]]:
+        """Those in which the model's work is done: most of its attention or, without any, of its linear maps.
+
+        A head may be made of blocks as well, and the blocks of some models are not understood.
+        """
+        work = [at for at, op in enumerate(self._trace.ops) if _attention(op)]
+        work = work or [call.start for call in self._trace.calls if _linear_like(call)]
+        done = [sum(calls[0].start <= at < calls[-1].end for at in work) for _, calls in found]
+        if not work or not found:
+            return found
+        kept = [(one, n) for one, n in zip(found, done, strict=True) if 10 * n >= max(done)]
+        return [one for one, _ in kept] if 2 * sum(n for _, n in kept) > len(work) else []
 
     def _chain(self, path: str, module: nn.Module) -> list[Call] | None:
         """The calls of a list's items, if each was called once, in turn, and passes a stream on."""
@@ -198,6 +214,7 @@ class _Reader:
         for call in self._trace.calls:
             if call.start >= calls[-1].end and _norm_like(call) and call.ins[0][1] == last:
                 stream.final = _tap(call, "output", call.outs[0])
+                stream.final_bias = getattr(call.module, "bias", None) is not None
                 known[call.outs[0][1]] = None
                 break
         prefix = f"{name}_" if name in ("encoder", "decoder") else ""
@@ -295,15 +312,8 @@ class _Reader:
         block = Block(call.path, _tap(call, "input", ends[0]), _tap(call, "output", ends[1]))
         block.post_norm = self._normed(call, leaving) is not None
         terms = sorted(self._terms(call, leaving, entry), key=lambda term: term.at)
-        attentions = [at for at in range(call.start, call.end) if _attention(self._trace.ops[at])]
-        before = call.start
-        for i, term in enumerate(terms):
-            within = [at for at in attentions if before <= at < term.at]
-            before = term.at
-            if within:
-                name = "cross_attn_out" if "attn_out" in block.parts else "attn_out"
-            else:
-                name = "mlp_out" if attentions or i else "mixer_out"
+        for term in terms:
+            name = self._kind(call, term, entry, block.parts)
             if name in block.parts:  # More than we have names for.
                 continue
             if term.tap is not None:
@@ -317,6 +327,31 @@ class _Reader:
         if middle is not None and len(terms) > 1 and not block.post_norm:
             block.parts["resid_mid"] = middle
         return block
+
+    def _kind(self, block: Call, term: _Term, entry: Key, before: Mapping[str, Any]) -> str:
+        """What a contribution is, by the operations between it and the stream."""
+        between = list(self._between(block, term.key, entry))
+        if any(map(_attention, between)):
+            return "cross_attn_out" if "attn_out" in before else "attn_out"
+        if any(op.name in _MIXES for op in between):
+            return "mixer_out"
+        return "mlp_out" if before or self._attends(block) else "mixer_out"
+
+    def _between(self, block: Call, key: Key, entry: Key) -> Iterator[Op]:
+        """The operations of a block by which a tensor came of the stream."""
+        seen: set[Key] = set()
+        todo = [key]
+        while todo:
+            key = todo.pop()
+            op = self._made(block, key)
+            if key in seen or op is None or (key != entry and self._carries(block, key, entry, 1)):
+                continue
+            seen.add(key)
+            yield op
+            todo += op.ins
+
+    def _attends(self, block: Call) -> bool:
+        return _first_attention(self._trace, block) is not None
 
     def _middle(self, block: Call, key: Key, entry: Key) -> Tap | None:
         """The stream between the first addition and the second, where a module takes it."""
@@ -388,20 +423,20 @@ class _Reader:
         return roots
 
 
-_Item = tuple[Place, Key, torch.Tensor]
+_Item = tuple[Place, Key, Form]
 
 
 def _tap(
     call: Call, side: Literal["input", "output"], item: _Item, columns: NDArray[np.int64] | None = None
 ) -> Tap:
-    place, _, tensor = item
-    shape = tuple(tensor.shape) if columns is None else (*tensor.shape[:-1], len(columns))
-    return Tap(call.path, side, place, shape, tensor.dtype, columns)
+    place, _, form = item
+    shape = form.shape if columns is None else (*form.shape[:-1], len(columns))
+    return Tap(call.path, side, place, shape, form.dtype, columns, call.number)
 
 
 def _ends(call: Call) -> tuple[_Item, _Item] | None:
     """A call's first input ``[batch, token, dim]`` and its result of the same shape."""
-    entry = next((item for item in call.ins if item[2].ndim == 3 and item[2].is_floating_point()), None)
+    entry = next((item for item in call.ins if item[2].ndim == 3 and item[2].dtype.is_floating_point), None)
     if entry is None:
         return None
     leaving = next((item for item in call.outs if item[2].shape == entry[2].shape), None)
@@ -420,15 +455,15 @@ def _norm_like(call: Call) -> bool:
 
 def _linear_like(call: Call) -> bool:
     """A map by a matrix: linear, or GPT-2's convolution of width 1."""
-    if not call.leaf or not call.ins or not call.outs or not call.ins[0][2].is_floating_point():
+    if not call.leaf or not call.ins or not call.outs or not call.ins[0][2].dtype.is_floating_point:
         return False
     weight = getattr(call.module, "weight", None)
     return isinstance(weight, torch.Tensor) and weight.ndim == 2 and call.outs[0][2].ndim >= 2
 
 
 def _attention(op: Op) -> bool:
-    softmax = op.name in ("aten::_softmax", "aten::_safe_softmax") and op.tensors[0].ndim == 4
-    return softmax or "scaled_dot_product" in op.name
+    softmax = op.name in ("aten::_softmax", "aten::_safe_softmax") and op.forms[0].ndim == 4
+    return softmax or is_attention(op.name)
 
 
 def _first_attention(trace: Trace, block: Call) -> int | None:
@@ -450,13 +485,13 @@ def _entering(trace: Trace, block: Call) -> dict[str, tuple[Key, torch.Tensor]]:
     if at is None:
         return {}
     ops, op = trace.ops, trace.ops[at]
-    if "scaled_dot_product" in op.name:
+    if is_attention(op.name):
         return dict(zip("qkv", zip(op.ins, op.tensors, strict=True), strict=False))
-    before = next((op for op in reversed(ops[block.start : at]) if op.name in _PRODUCTS), None)
-    after = next((op for op in ops[at : block.end] if op.name in _PRODUCTS), None)
+    before = next((op for op in reversed(ops[block.start : at]) if op.name in PRODUCTS), None)
+    after = next((op for op in ops[at : block.end] if op.name in PRODUCTS), None)
     if before is None or after is None:
         return {}
-    heads = op.tensors[0].shape[:2]
+    heads = op.forms[0].shape[:2]
     query, key, value = (
         tensor.reshape(*heads, *tensor.shape[-2:]) for tensor in (*before.tensors[-2:], after.tensors[-1])
     )
@@ -474,5 +509,6 @@ def _names(paths: Sequence[str], encoder_decoder: bool) -> list[str]:
     if encoder_decoder and len(paths) == 2:
         return ["encoder", "decoder"]
     split = [path.split(".") for path in paths]
-    common = next(i for i, names in enumerate(zip(*split, strict=False)) if len(set(names)) > 1)
-    return [names[common] for names in split]
+    common = next((i for i, names in enumerate(zip(*split, strict=False)) if len(set(names)) > 1), None)
+    short = [names[common] for names in split] if common is not None else []
+    return short if len(set(short)) == len(paths) else list(paths)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..errors import InvalidInputError
 from .example import Example, Piece
-from .sizes import DECODER, axis_of, kept, lengths, n_tokens
+from .sizes import DECODER, axis_of, lengths, n_tokens
 
 
 @dataclass
@@ -44,10 +44,7 @@ def batches(
         Whether pieces of unlike lengths may be in one batch: not for a model that takes no mask.
     """
     pieces = [
-        (cost(piece), e, p)
-        for e, example in enumerate(window)
-        for p, piece in enumerate(example.pieces)
-        if kept(piece)
+        (cost(piece), e, p) for e, example in enumerate(window) for p, piece in enumerate(example.pieces)
     ]
     pieces.sort(
         key=lambda item: (-item[0], [] if padding else _sizes(window[item[1]].pieces[item[2]]), *item[1:])

@@ -262,6 +262,7 @@ def plan(
     chat: bool | str | None = None,
     prompt: str | None = None,
     seed: int = 0,
+    codec: Literal["blosc", "raw"] = "blosc",
     device: Any = None,
 ) -> Plan:
     """What `capture` with these arguments would take: bytes, seconds, and whether they fit at `path`.
@@ -283,6 +284,7 @@ def plan(
     from .loading import load
     from .session import Asked, Session, encoder_for
 
+    one_of(codec, ("blosc", "raw"), "codec")
     loaded = load(model, tokenizer, device=device)
     encoder = encoder_for(
         loaded, max_length=max_length, stride=stride, tokens=tokens, seed=seed, chat=chat, prompt=prompt
@@ -291,7 +293,7 @@ def plan(
     sample = source.sample(_SAMPLE)
     asked = Asked(sites, layers, dtype, pool, batch_tokens)
     with Session(loaded, encoder, _first(source, sample), asked) as session:
-        return estimate(session, _settled(session, sample), source.n, as_path(path))
+        return estimate(session, _settled(session, sample), source.n, as_path(path), codec=codec)
 
 
 def available(
@@ -392,7 +394,7 @@ def _told(session: "Session") -> dict[str, Any]:
 
 def _show(plan: Plan) -> None:
     """On stderr, before a run that takes a while."""
-    if sys.stderr is None or (plan.seconds is not None and plan.seconds < 5):
+    if sys.stderr is None or (plan.n_tokens is not None and (plan.seconds or 0) < 5):
         return
     free, speed = f"{human_bytes(plan.free_bytes)} free", f"{plan.tokens_per_second:,.0f} tokens/s"
     if plan.stored_bytes is None or plan.seconds is None:

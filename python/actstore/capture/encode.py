@@ -32,7 +32,7 @@ class Encoder:
     tokenizer
         Of transformers, fast or slow; None for images and ready batches.
     model_max_length : int or None
-        The tokens that the model takes; None when it does not say.
+        The tokens that the model takes by default; None when it does not say.
     max_length : int, optional
         Cut to fewer.
     stride : int, optional
@@ -52,6 +52,8 @@ class Encoder:
         The token that a decoder begins with.
     image_processor
         Of transformers.
+    max_positions : int, optional
+        The tokens that the model can take, where that is not the default.
 
     Attributes
     ----------
@@ -81,6 +83,7 @@ class Encoder:
         encoder_decoder: bool = False,
         decoder_start: int | None = None,
         image_processor: Any | None = None,
+        max_positions: int | None = None,
     ) -> None:
         if prompt is not None and not isinstance(prompt, str):
             raise InvalidInputError(f"prompt: {prompt!r} is no str")
@@ -94,7 +97,9 @@ class Encoder:
         self._encoder_decoder = encoder_decoder
         self._start = decoder_start
         self.axes: tuple[str, ...] = ("encoder", "decoder") if encoder_decoder else ("tokens",)
-        self.max_length = _max_length(max_length, model_max_length)
+        most = max_positions or model_max_length
+        self.max_length = _max_length(max_length, model_max_length, most)
+        self._most = most if max_length is None else max_length
         self.stride = stride
         self._check_room()
         self.template: dict[str, Any] = {
@@ -140,6 +145,8 @@ class Encoder:
             examples = self._two_streams(inputs, wholes)
         else:
             examples = [self._one_stream(*pair) for pair in zip(inputs, wholes, strict=True)]
+        for one, text, example in zip(inputs, texts, examples, strict=True):
+            example.text = one.text if one.text is not None else text
         return [self._kept.of(example, one.position) for one, example in zip(inputs, examples, strict=True)]
 
     def ready(self, batch: Mapping[str, Any] | ReadyBatch, first_position: int = 0) -> list[Example]:
@@ -170,7 +177,7 @@ class Encoder:
             batch,
             control_ids=self._control,
             decoder_start=self._decoder_start if self._encoder_decoder else None,
-            max_length=self.max_length,
+            max_length=self._most,  # Whoever has made them had reasons.
         )
         return [self._kept.of(example, batch.position + i) for i, example in enumerate(examples)]
 
@@ -300,7 +307,7 @@ def _no_room(max_length: int, n_added: int) -> str:
     return f"max_length: {max_length} leaves no room for text, the tokenizer adds {n_added} tokens"
 
 
-def _max_length(asked: int | None, of_model: int | None) -> int | None:
+def _max_length(asked: int | None, default: int | None, most: int | None) -> int | None:
     """How many tokens go into the model at once.
 
     Raises
@@ -309,12 +316,12 @@ def _max_length(asked: int | None, of_model: int | None) -> int | None:
         When more are asked for than it takes, or none.
     """
     if asked is None:
-        return of_model
+        return default
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InvalidInputError(f"max_length: {asked!r} is no positive number of tokens")
-    if of_model is not None and asked > of_model:
+    if most is not None and asked > most:
         raise InvalidInputError(
-            f"max_length: {asked} tokens, the model takes {of_model}",
+            f"max_length: {asked} tokens, the model takes {most}",
             hint="stride=... keeps all of a long text",
         )
     return asked

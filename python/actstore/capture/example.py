@@ -36,12 +36,13 @@ class Example:
     id
         The example's name in the store.
     text
-        The text as the user gave it; None when there was none (images, ready batches).
+        The text as the user gave it, of messages what the template makes of them; None when there was none
+        (images, ready batches).
     columns
         The user's own values, one for each column.
     pieces
         One sequence, or several when a long input was cut into windows; their kept rows follow one another.
-        A sequence of which no row is kept is not among them: an example without rows has no pieces.
+        An example without tokens has none; the session leaves out those that need not be run.
     tokens
         By axis and by column, over all kept rows: ``id`` int32, ``position`` int32, ``special`` bool.
         Empty for images.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from ..errors import ActstoreError, InvalidInputError, NotFoundError, StorageError
 from ..parts import near
+from .forms import CONTENT
 
 if TYPE_CHECKING:
     import _csv as csv_types
@@ -314,7 +315,7 @@ def _item(record: dict[str, Any], text_column: str, where: str) -> dict[str, Any
         item["id"] = str(name)
         used |= {"_id", "id"}
     for column, value in record.items():
-        if column not in used and isinstance(value, str | int | float | bool):
+        if column not in used and column not in CONTENT and isinstance(value, str | int | float | bool):
             item[column] = value
     return item
 

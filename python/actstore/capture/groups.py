@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import as_numpy
 from .example import Example
-from .forms import Input
+from .forms import Input, is_pil
 from .ready import ReadyBatch
 from .session import Session
 from .sizes import axis_of
@@ -159,9 +160,8 @@ def _hashed(*parts: Any) -> bytes:
             raw = part.encode(errors="surrogatepass")
         elif isinstance(part, os.PathLike):
             raw = os.fsencode(part)
-        elif hasattr(part, "tobytes"):
-            raw = part.tobytes()
         else:
-            raw = np.asarray(part).tobytes()
+            array = np.asarray(part) if is_pil(part) else as_numpy(part, "an input")
+            raw = f"{array.dtype} {array.shape} ".encode() + array.tobytes()
         state.update(len(raw).to_bytes(8, "little") + raw)
     return state.digest()

@@ -4,6 +4,7 @@ Two captures with equal identities give equal rows, whatever the device and the 
 revisions are recorded, so that the model can be found again, but it is the hashes that are compared.
 """
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -98,6 +99,7 @@ def identity(
         "pooler": pooler,
         "weights": weights_hash(loaded.model, pooler=pooler),
         "config": config_hash(getattr(loaded.model, "config", None)),
+        "adapters": adapters_hash(loaded.model),
         "pool": loaded.pool,
         "normalize": loaded.normalize,
     }
@@ -184,6 +186,20 @@ def _steady(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_steady(item) for item in value]
     return value
+
+
+def adapters_hash(model: Any) -> str | None:
+    """A hash of the configs of a model's adapters (PEFT) and of which are active; None when it has none."""
+    configs = getattr(model, "peft_config", None)
+    if not isinstance(configs, Mapping):
+        return None
+    active = getattr(model, "active_adapters", None)
+    if callable(active):  # transformers has a method where PEFT has a property.
+        with contextlib.suppress(ValueError):
+            active = active()
+    disabled = any(getattr(module, "disable_adapters", None) is True for module in model.modules())
+    told = {str(name): config.to_dict() for name, config in configs.items() if hasattr(config, "to_dict")}
+    return _hash_json([told, active if isinstance(active, list | str) else None, disabled])
 
 
 def tokenizer_hash(tokenizer: Any) -> str | None:

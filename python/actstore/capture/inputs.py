@@ -99,37 +99,26 @@ class Inputs(Iterable["Input | ReadyBatch"]):
         if iterator is self._source:
             self._once = itertools.chain(first, iterator)
         self._first = first
+        self._batch_keys: set[str] | None = None
         self._form = form_of(first[0]) if first else "a text"
         self.ready = bool(first) and is_ready(first[0])
         self._total, self.n = self._counts()
         self._check_columns(self._total)
 
     def __iter__(self) -> Iterator[Input | ReadyBatch]:
-        return self.skip(0)
-
-    def skip(self, n: int) -> Iterator[Input | ReadyBatch]:
-        """The inputs of this process after its first `n` examples.
-
-        A ready batch of which only some examples are to be skipped gives the others.
-
-        Raises
-        ------
-        InvalidInputError
-            When this is an iterator that was gone through already.
-        """
         if self._once is not None:
             if self._gone:
                 raise InvalidInputError(
                     f"{self._what}: an iterator can be gone through once only", hint="give a list"
                 )
             self._gone = True
-        return self._ready(n) if self.ready else self._inputs(n)
+        return self._ready() if self.ready else self._inputs()
 
     # ---- one by one ----
 
-    def _inputs(self, skip: int) -> Iterator[Input]:
+    def _inputs(self) -> Iterator[Input]:
         seen, kinds = Seen(), _Kinds()
-        start, items = self._own(skip)
+        start, items = self._own()
         step = 1 if self._by_range else self._world
         named = " id " in f" {self._form} " or self._form == "(id, text)"
         for position, item in zip(itertools.count(start, step), items, strict=False):
@@ -220,14 +209,12 @@ class Inputs(Iterable["Input | ReadyBatch"]):
             position += batch_size(self._batch(item, number)) if self.ready else 1
         return out
 
-    def _own(self, skip: int) -> tuple[int, Iterator[Any]]:
-        """The position of the first of this process' items after `skip` of them, and these items."""
+    def _own(self) -> tuple[int, Iterator[Any]]:
+        """The position of the first of this process' items, and these items."""
         if self._by_range:
             first, stop = self._range()
-            first = min(first + skip, stop)
             return first, (self._source[i] for i in range(first, stop))
-        first = self._rank + skip * self._world
-        return first, itertools.islice(self._fresh(), first, None, self._world)
+        return self._rank, itertools.islice(self._fresh(), self._rank, None, self._world)
 
     def _fresh(self) -> Iterator[Any]:
         """All items; at their end, the columns must have ended too."""
@@ -246,7 +233,7 @@ class Inputs(Iterable["Input | ReadyBatch"]):
 
     # ---- batches ----
 
-    def _ready(self, skip: int) -> Iterator[ReadyBatch]:
+    def _ready(self) -> Iterator[ReadyBatch]:
         position, seen, kinds = 0, Seen(), _Kinds()
         mine = range(*self._range()) if self._by_range else None
         for number, item in enumerate(self._fresh()):
@@ -258,6 +245,15 @@ class Inputs(Iterable["Input | ReadyBatch"]):
             own = number in mine if mine is not None else number % self._world == self._rank
             if not own:
                 continue
+            keys = batch.tokens.keys() | batch.masks.keys()
+            if keys != (there := self._batch_keys or keys):
+                odd = sorted(keys ^ there)[0]
+                raise InvalidInputError(
+                    f"ready batches differ: {odd!r} is not in all of them, see that at example "
+                    f"{batch.position}",
+                    hint="give the same keys in each",
+                )
+            self._batch_keys = there
             if self._given:
                 given = {
                     name: [self._value(name, i) for i in range(batch.position, position)]
@@ -266,9 +262,7 @@ class Inputs(Iterable["Input | ReadyBatch"]):
                 if clash := sorted(given.keys() & batch.columns.keys()):
                     raise InvalidInputError(f"column {clash[0]!r} is both in columns= and in a ready batch")
                 batch = replace(batch, columns={**batch.columns, **given})
-            if skip < batch.n:
-                yield kinds.settled(batch)[skip:]
-            skip = max(0, skip - batch.n)
+            yield kinds.settled(batch)
         self._check_lengths(position)
 
     # ---- how many ----

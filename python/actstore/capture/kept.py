@@ -102,8 +102,7 @@ class Kept:
             for axis, there in piece.rows.items():
                 rows[axis] = there[masks[axis][start[axis] : start[axis] + len(there)]]
                 start[axis] += len(there)
-            if any(map(len, rows.values())):
-                pieces.append(Piece(piece.inputs, rows))
+            pieces.append(Piece(piece.inputs, rows))
         tokens = {
             axis: {name: values[masks[axis]] for name, values in columns.items()}
             for axis, columns in example.tokens.items()

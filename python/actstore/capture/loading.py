@@ -296,6 +296,8 @@ def _of_object(model: Any, tokenizer: Any, dtype: Any, device: Any) -> Loaded:
     if device is not None:
         model = _moved(model, device_named(device))
     revision = getattr(config, "_commit_hash", None)
+    if isinstance(getattr(model, "peft_config", None), Mapping):
+        name = ""  # With adapters it is another model than the one of that name.
     return _loaded(model, tokenizer, named, processor, name, sentence, revision)
 
 

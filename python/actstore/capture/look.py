@@ -25,7 +25,7 @@ from .sites import Menu
 from .sizes import lengths
 from .weights import check_present
 
-_MISFITS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+MISFITS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What models raise that are given what they cannot take."""
 _PROBE_TOKENS = 8
 """Of each sequence that a model is looked at with."""
@@ -76,7 +76,7 @@ def look(loaded: Loaded, encoder: Encoder, first: Sequence[Input] | ReadyBatch) 
         told["output_hidden_states"] = True
     try:
         seen = anatomy(loaded.model, lambda: loaded.model(**told), encoder_decoder)
-    except _MISFITS as error:
+    except MISFITS as error:
         raise InvalidInputError(
             f"{type(loaded.model).__name__} cannot run on the first of the inputs, as {', '.join(inputs)}: "
             f"{first_line(error)}",
@@ -117,7 +117,7 @@ class Ids:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = type(model).__name__
         embeddings = None
-        with contextlib.suppress(*_MISFITS, NotImplementedError):
+        with contextlib.suppress(*MISFITS, NotImplementedError):
             embeddings = model.get_input_embeddings()  # type: ignore[operator]
         n = getattr(embeddings, "num_embeddings", None)
         self._n_ids = n if isinstance(n, int) else None

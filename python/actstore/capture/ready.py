@@ -14,6 +14,7 @@ from ..errors import InvalidInputError, ShapeError
 from .example import Example, Piece
 from .forms import as_id, check_name, scalar
 from .pixels import pixel_values
+from .sizes import axis_of
 
 _MASKS = ("attention_mask", "decoder_attention_mask", "special_tokens_mask")
 
@@ -48,21 +49,6 @@ class ReadyBatch:
     ids: list[str] | None
     texts: list[str] | None
     columns: dict[str, list[Any]]
-
-    def __getitem__(self, cut: slice) -> ReadyBatch:
-        start, stop, step = cut.indices(self.n)
-        assert step == 1
-        return replace(
-            self,
-            position=self.position + start,
-            n=max(0, stop - start),
-            tokens={key: rows[cut] for key, rows in self.tokens.items()},
-            masks={key: rows[cut] for key, rows in self.masks.items()},
-            images=self.images[cut],
-            ids=self.ids and self.ids[cut],
-            texts=self.texts and self.texts[cut],
-            columns={name: values[cut] for name, values in self.columns.items()},
-        )
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
@@ -202,6 +188,10 @@ def _example(
         }
         for axis, values in ids.items()
     }
+    for key, values in inputs.items():  # What else the model was given of each token is kept too.
+        axis = axis_of(key, len(ids) > 1)
+        if not key.endswith("input_ids") and values.ndim == 1 and len(values) == len(ids[axis]):
+            columns[axis][key] = values
     rows = {axis: np.arange(len(values)) for axis, values in ids.items()}
     pieces = [Piece(inputs, rows)] if any(map(len, rows.values())) else []
     return Example(name, batch.texts[i] if batch.texts else None, _own(batch, i), pieces, columns, 0)

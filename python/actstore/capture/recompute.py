@@ -142,12 +142,13 @@ class _Again:
         two = bool(getattr(getattr(loaded.model, "config", None), "is_encoder_decoder", False))
         self._axes = {name: columns for name, columns in store.axes.items() if "id" in columns}
         whole = self._policy == "all" and told(self._identity, "truncation").get("stride") is None
-        # Of a decoder the text does not say what it was given.
-        self._by_ids = bool(self._axes) and whole and (two or not self._texts)
+        chat = told(self._identity, "template").get("chat")
+        # Of a decoder the text does not say what it was given; of a chat it may be what came of the template.
+        self._by_ids = bool(self._axes) and whole and bool(two or chat or not self._texts)
         if self._by_ids:
             return
-        if not self._texts or two:
-            what = "an encoder-decoder's targets" if self._texts else "its texts"
+        if not self._texts or two or chat:
+            what = "an encoder-decoder's targets" if two else "its chats" if chat else "its texts"
             raise InvalidInputError(
                 f"{store.path} does not hold {what}, nor all of the tokens",
                 hint="capture with store_text=True (dump --store-text) to have examples computed again",
@@ -199,9 +200,11 @@ class _Again:
             return list(inputs([self._store.examples.text("text", number)]))
         keys = {"tokens": "input_ids", "encoder": "input_ids", "decoder": "decoder_input_ids"}
         batch = {
-            keys[axis]: [self._column(axis, "id", number).astype(np.int64).tolist()]
-            for axis in self._axes
+            keys[axis] if name == "id" else name: [self._column(axis, name, number).astype(np.int64).tolist()]
+            for axis, columns in self._axes.items()
             if axis in keys
+            for name in columns
+            if name not in ("position", "special")  # The rest went into the model too.
         }
         return next(iter(inputs([batch])))
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..create import append, create
 from ..errors import FormatError, InvalidInputError, StorageError
@@ -60,13 +59,14 @@ class Tally:
     nonfinite: dict[tuple[str, int], tuple[int, int, str]] = field(default_factory=dict)
     """By site and layer: NaN, infinities, the first example that has some."""
 
-    def add(self, examples: Sequence[Example], window: Window) -> None:
+    def add(self, window: Window, start: int, stop: int) -> None:
         """Count what was written of a window."""
+        examples = window.examples[start:stop]
         cut = [example.n_cut for example in examples if example.n_cut]
         self.n_examples += len(examples)
         self.n_cut_examples += len(cut)
         self.n_cut_tokens += sum(cut)
-        for key, (n_nan, n_inf, example) in window.nonfinite().items():
+        for key, (n_nan, n_inf, example) in window.nonfinite(start, stop).items():
             before = self.nonfinite.get(key, (0, 0, example))
             self.nonfinite[key] = before[0] + n_nan, before[1] + n_inf, before[2]
 
@@ -247,7 +247,7 @@ class Run:
             if interrupts.pending is not None:
                 break
             with self._progress.stage("forward"):
-                self._forward(batch)
+                session.run(batch)
             np.subtract.at(left, [e for e, _ in batch.of], 1)
             self._progress.ran(sum(map(n_tokens, batch.pieces)))
         with self._progress.stage("forward"):
@@ -263,25 +263,16 @@ class Run:
         else:
             self._writing.append(self._pool.submit(self._append, window, n_there, complete, note))
 
-    def _forward(self, batch: Batch) -> None:
-        try:
-            self._session.run(batch)
-        except torch.OutOfMemoryError as error:
-            longest = max(map(n_tokens, batch.pieces))
-            raise InvalidInputError(
-                f"{len(batch.pieces)} sequences of up to {longest:,} tokens do not fit on "
-                f"{self._session.device}: {error}",
-                hint="a smaller batch_tokens; resume goes on where this stopped",
-            ) from error
-
     def _check_empty(self, window: Window) -> None:
         if self._options.on_empty == "zero":
             return
         for target in window.targets:
             empty = np.flatnonzero(window.lengths[target.site.axis] == 0)
-            if target.pool is not None and len(empty):
+            if target.axis == EXAMPLES and len(empty):
+                what = "no rows to pool" if target.pool is not None else "no tokens to run"
                 raise InvalidInputError(
-                    f"example {window.examples[empty[0]].id!r} has no rows of {target.site.name!r} to pool",
+                    f"example {window.examples[empty[0]].id!r} has {what}, and {target.site.name!r} a row "
+                    "for each example",
                     hint="on_empty='zero' gives zeros for such",
                 )
 
@@ -292,7 +283,7 @@ class Run:
         with self._progress.stage("write"):
             examples = window.examples[start:stop]
             if self._options.on_nan == "raise" and window.n_nonfinite[start:stop].any():
-                (site, label), (n_nan, n_inf, example) = next(iter(window.nonfinite().items()))
+                (site, label), (n_nan, n_inf, example) = next(iter(window.nonfinite(start, stop).items()))
                 raise InvalidInputError(
                     f"{site}, layer {label}: {n_nan:,} NaN and {n_inf:,} infinite values in example "
                     f"{example!r}",
@@ -308,7 +299,7 @@ class Run:
                 columns=self._columns(window, examples, start, stop),
                 note=note,
             )
-            self.tally.add(examples, window)
+            self.tally.add(window, start, stop)
             if time.monotonic() - self._committed > _COMMIT_SECONDS:
                 self._writer.commit()
                 self._committed = time.monotonic()

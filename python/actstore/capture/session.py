@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..arrays import SITE_DTYPES, dtype_named
-from ..errors import InvalidInputError
+from ..errors import ActstoreError, InvalidInputError
 from ..layout import EXAMPLES
 from ..pool import KINDS
 from ..site_spec import SiteSpec
@@ -21,8 +21,9 @@ from .batches import Batch, batches
 from .encode import Encoder
 from .example import Example, Piece
 from .forms import Input
+from .libraries import first_line
 from .loading import Loaded
-from .look import Ids, collator_of, device_of, evaluating, is_encoder_decoder, look, uses_cuda
+from .look import MISFITS, Ids, collator_of, device_of, evaluating, is_encoder_decoder, look, uses_cuda
 from .ready import ReadyBatch
 from .sites import Captured, name_axes
 from .sizes import n_tokens, rows_of
@@ -190,6 +191,8 @@ class Session:
                 example.tokens = {axis: _places(*grid) for axis, grid in self._grids.items()}
         if self.asked.pool in ("first", "last"):
             first_or_last(example, self.asked.pool)
+        if not any(target.axis == EXAMPLES and target.pool is None for target in self.targets):
+            example.pieces = [piece for piece in example.pieces if any(map(len, rows_of(piece).values()))]
         if len(example.pieces) > 1 and any(site.axis == EXAMPLES for site in self.sites):
             raise InvalidInputError(
                 f"example {example.id!r} is {len(example.pieces)} sequences (stride), and "
@@ -208,9 +211,28 @@ class Session:
         return batches(examples, self.asked.batch_tokens, self.cost, padding=self.masks)
 
     def run(self, batch: Batch) -> None:
-        """One batch through the model, its rows into the window."""
+        """One batch through the model, its rows into the window.
+
+        Raises
+        ------
+        InvalidInputError
+            When the model cannot take it, or there is not enough memory for it.
+        """
         inputs, padded = self._collate(batch)
-        self._taps.run(inputs, self.window.sink(batch, padded))
+        try:
+            self._taps.run(inputs, self.window.sink(batch, padded))
+        except ActstoreError:
+            raise
+        except MISFITS as error:
+            longest = max(map(self.cost, batch.pieces))
+            names = list(dict.fromkeys(self.window.examples[e].id for e, _ in batch.of))
+            which = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+            memory = "out of memory" in str(error).lower()
+            raise InvalidInputError(
+                f"{type(self.loaded.model).__name__} failed on {len(batch.pieces)} sequences of up to "
+                f"{longest:,} tokens (examples {which}): {first_line(error)}",
+                hint="a smaller batch_tokens; resume goes on where this stopped" if memory else None,
+            ) from error
 
     @property
     def on_gpu(self) -> bool:
@@ -257,6 +279,7 @@ def encoder_for(
         encoder_decoder=is_encoder_decoder(loaded.model),
         decoder_start=getattr(config, "decoder_start_token_id", None),
         image_processor=loaded.image_processor,
+        max_positions=loaded.max_positions,
     )
 
 

@@ -81,7 +81,7 @@ class _Entry:
     what: str
     one_label: bool = False
     told: dict[int, dict[str, Any]] = field(default_factory=dict)
-    heads: Heads | None = None
+    heads: dict[int, Heads] = field(default_factory=dict)
 
 
 class Menu:
@@ -103,6 +103,7 @@ class Menu:
         self._lengths = dict(lengths)
         self._entries: dict[str, _Entry] = {}
         self._streams = [stream.name for stream in anatomy.streams]
+        self._post_norm = {stream.name for stream in anatomy.streams if stream.blocks[-1].post_norm}
         for stream in anatomy.streams:
             prefix = f"{stream.name}." if stream.name else ""
             self._entries |= {prefix + name: entry for name, entry in _entries(stream).items()}
@@ -171,10 +172,21 @@ class Menu:
             site = f"{found[1]}.{found[2]}" if found[1] else found[2]
             entry = self._entry(site, name)
             return site, [_label(int(found[3]), list(entry.taps), name)]
-        found = re.fullmatch(r"(?:(encoder|decoder)|blocks)\.(\d+|\*)\.(?:hook_resid_(pre|post)|(.+))", name)
+        if name == "ln_final.hook_normalized":
+            told = self._entry("final", name).told.values()
+            return ("final", None) if any(one["transformer_lens"] == name for one in told) else None
+        found = re.fullmatch(
+            r"(?:(encoder|decoder)|blocks)\.(\d+|\*)\.(?:hook_(?:normalized_)?resid_(pre|post)|(.+))", name
+        )
         if not found:
-            return ("final", None) if name == "ln_final.hook_normalized" else None
+            return None
         prefix = f"{found[1]}." if found[1] else ""
+        if found[3] == "post" and ("normalized" in name) != ((found[1] or "") in self._post_norm):
+            other = name.replace("hook_normalized_", "hook_") if "normalized" in name else None
+            raise InvalidInputError(
+                f"{name}: the model has no such tensor that is passed on",
+                hint=f"{other or name.replace('hook_', 'hook_normalized_')} is what the block gives",
+            )
         if found[4] is not None and found[4].endswith("hook_pattern"):
             raise InvalidInputError(
                 f"{name}: attention patterns are [head, token, token], not rows of tokens",
@@ -193,7 +205,7 @@ class Menu:
 
     def _modules(self, name: str) -> list[tuple[str, list[int] | None]]:
         """Modules by path, by the end of a path, or by a pattern."""
-        paths = [name] if name in self._results else fnmatch.filter(self.modules, name)
+        paths = [name] if name in self._results else self._like(name)
         if not paths:
             paths = [path for path in self.modules if path.endswith(f".{name}")]
             if len(paths) > 1:
@@ -224,6 +236,17 @@ class Menu:
         for site, taps in groups.items():
             self._entries.setdefault(site, _Entry(taps, "what the module gives", len(taps) == 1))
         return [(site, None) for site in groups]
+
+    def _like(self, pattern: str) -> list[str]:
+        """Paths by a pattern of which ``*`` stands for a part; if there are none, for any number of them."""
+        parts = pattern.split(".")
+        split = [(path, path.split(".")) for path in self.modules]
+        exact = [
+            path
+            for path, names in split
+            if len(names) == len(parts) and all(map(fnmatch.fnmatchcase, names, parts))
+        ]
+        return exact or [path for path in self.modules if fnmatch.fnmatchcase(path, pattern)]
 
     def _entry(self, site: str, asked: str) -> _Entry:
         if site not in self._entries:
@@ -257,10 +280,17 @@ class Menu:
         labels = tuple(sorted(taps))
         ordered = tuple(taps[label] for label in labels)
         about: dict[str, Any] = {"what": entry.what}
-        if entry.heads is not None:
-            about |= vars(entry.heads)
+        heads = {label: vars(entry.heads[label]) for label in labels if label in entry.heads}
+        same = len({str(of) for of in heads.values()}) == 1
+        if same:
+            about |= next(iter(heads.values()))
         about["layers"] = {
-            str(label): {**entry.told.get(label, {}), "module": taps[label].module, "side": taps[label].side}
+            str(label): {
+                **entry.told.get(label, {}),
+                "module": taps[label].module,
+                "side": taps[label].side,
+                **({} if same else heads.get(label, {})),
+            }
             for label in labels
         }
         return Captured(name, self._axis(name, ordered), labels, ordered, about)
@@ -338,7 +368,7 @@ def _entries(stream: Stream) -> dict[str, _Entry]:
         taps = {i: block.parts[part] for i, block in enumerate(stream.blocks) if part in block.parts}
         if not taps:
             continue
-        heads = next((block.heads[part] for block in stream.blocks if part in block.heads), None)
+        heads = {i: block.heads[part] for i, block in enumerate(stream.blocks) if part in block.heads}
         lens = _LENS.get(part)
         names: dict[int, dict[str, Any]] = {
             i: {"transformer_lens": f"{_lens_block(stream, i)}.{lens}"} if lens else {} for i in taps
@@ -346,7 +376,9 @@ def _entries(stream: Stream) -> dict[str, _Entry]:
         out[part] = _Entry(taps, what, told=names, heads=heads)
     if stream.final is not None:
         out["final"] = _Entry({n: stream.final}, "the last residual stream after the final norm", True)
-        out["final"].told = {n: {"hf": _hf(stream, None), "transformer_lens": "ln_final"}}
+        # Its RMSNorm has the hook before the weights.
+        lens = "ln_final.hook_normalized" if stream.final_bias else None
+        out["final"].told = {n: {"hf": _hf(stream, None), "transformer_lens": lens}}
     if stream.states:
         states = [resid[of] if of is not None else stream.final for of in stream.states]
         out["hidden_states"] = _Entry(

@@ -34,8 +34,3 @@ def rows_of(piece: Piece) -> dict[str, NDArray[np.int64]]:
 def n_tokens(piece: Piece) -> int:
     """What a piece counts for in a budget of tokens: one at least."""
     return max(sum(len(value) for key, value in piece.inputs.items() if key.endswith("input_ids")), 1)
-
-
-def kept(piece: Piece) -> bool:
-    """Whether any row of a piece is stored: if not it need not be run."""
-    return any(map(len, rows_of(piece).values()))

@@ -27,7 +27,7 @@ class Transfer:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._free: queue.Queue[torch.Tensor] = queue.Queue()
         for _ in range(n_buffers):
-            self._free.put(torch.empty(0, dtype=torch.uint8))
+            self._free.put(torch.empty(0, dtype=torch.uint8, device="cpu"))
         self._under_way: queue.Queue[tuple[torch.Tensor, torch.Tensor, torch.cuda.Event, Place] | None]
         self._under_way = queue.Queue()
         self._error: BaseException | None = None
@@ -41,7 +41,7 @@ class Transfer:
         buffer = self._free.get()
         n_bytes = rows.numel() * rows.element_size()
         if buffer.numel() < n_bytes:
-            buffer = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+            buffer = torch.empty(n_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
         here = buffer[:n_bytes].view(rows.dtype).view(rows.shape)
         stream = self._streams.get(rows.device)
         if stream is None:

@@ -7,6 +7,7 @@ and from a GPU through pinned memory (:mod:`actstore.capture.transfer`).
 Pooled at the source, the rows of each piece become one, in float64; pieces of an example are added up.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -67,6 +68,7 @@ class Window:
         ]
         self._room: list[torch.Tensor] = [_empty(target, 0) for target in targets]
         self._bad: dict[tuple[int, int, int], tuple[int, int]] = {}
+        self._counting = threading.Lock()  # Rows from a GPU come in another thread.
 
     @property
     def taps(self) -> list[Any]:
@@ -89,7 +91,7 @@ class Window:
             n = len(examples) if target.axis == EXAMPLES else int(self._starts[target.axis][-1])
             if self._room[t].shape[0] < n:
                 self._room[t] = _empty(target, max(n, self._room[t].shape[0] * 5 // 4))
-            if target.pool is not None:
+            if target.axis == EXAMPLES:
                 self._room[t][:n] = -torch.inf if target.pool == "max" else 0
 
     def _n_rows(self, piece: Any, axis: str) -> int:
@@ -117,10 +119,13 @@ class Window:
                 out[target.site.name] = _divided(room[start:stop], lengths, target.pool).to(target.dtype)
         return out
 
-    def nonfinite(self) -> dict[tuple[str, int], tuple[int, int, str]]:
-        """By site and layer label: how many NaN, how many infinities, and the first example that has some."""
+    def nonfinite(self, start: int, stop: int) -> dict[tuple[str, int], tuple[int, int, str]]:
+        """Of a run of the examples, by site and layer label: how many NaN, how many infinities, the first
+        example that has some."""
         out: dict[tuple[str, int], tuple[int, int, str]] = {}
         for (t, layer, e), (n_nan, n_inf) in sorted(self._bad.items()):
+            if not start <= e < stop:
+                continue
             site = self.targets[t].site
             key = (site.name, site.labels[layer])
             before = out.get(key, (0, 0, self.examples[e].id))
@@ -158,9 +163,10 @@ class Window:
             place = int(places[row])
             starts = self._starts[target.site.axis] if target.axis != EXAMPLES else None
             e = place if starts is None else int(np.searchsorted(starts, place, side="right")) - 1
-            nan, inf = self._bad.get((t, layer, e), (0, 0))
-            self._bad[t, layer, e] = nan + int(n_nan[row]), inf + int(n_inf[row])
-            self.n_nonfinite[e] += int(n_nan[row] + n_inf[row])
+            with self._counting:
+                nan, inf = self._bad.get((t, layer, e), (0, 0))
+                self._bad[t, layer, e] = nan + int(n_nan[row]), inf + int(n_inf[row])
+                self.n_nonfinite[e] += int(n_nan[row] + n_inf[row])
 
 
 def _surely_finite(rows: torch.Tensor) -> bool:
@@ -196,6 +202,8 @@ class _Sink:
         window = self._window
         t, layer = window._slots[slot]
         target = window.targets[t]
+        if not sum(self._sizes[target.site.axis]):
+            return
         if tensor.ndim == 2 and target.site.axis != EXAMPLES:  # The batch is flattened.
             tensor = tensor.reshape(len(self._batch.pieces), -1, tensor.shape[1])
         if len(self._batch.pieces) != tensor.shape[0]:
@@ -220,7 +228,7 @@ class _Sink:
         else:
             rows = self._pooled(target, self._rows(target, tensor))
         if window._transfer is None or rows.device.type == "cpu":
-            window._place(t, layer, self, rows)
+            window._place(t, layer, self, rows.cpu())
         else:
             window._transfer.send(rows, lambda here: window._place(t, layer, self, here))
 
@@ -257,13 +265,14 @@ class _Sink:
         if target.pool == "max":
             return wide.amax(0)
         if target.pool == "weighted":
-            wide = wide * torch.arange(1 + run.before, 1 + run.before + len(wide)).to(wide)[:, None]
+            wide = wide * torch.arange(1 + run.before, 1 + run.before + len(wide), device="cpu")[:, None]
         return wide.sum(0)
 
     def _rows(self, target: Target, tensor: torch.Tensor) -> torch.Tensor:
         """The rows that are stored, ``[n, dim]``, piece after piece."""
         if tensor.ndim == 2:
-            return tensor
+            # It is still the model's, which may go on to write to it before it is copied from a GPU.
+            return tensor if tensor.device.type == "cpu" else tensor.clone()
         axis = target.site.axis
         source = self._source.get(f"{axis} {tensor.device}")
         if source is None:
@@ -298,7 +307,7 @@ class _Sink:
             of = self._window._of_piece[axis]
             if pooled:
                 where = [e for e, p in self._batch.of if of[e][p]]
-                self._places[key] = torch.tensor(where, dtype=torch.int64)
+                self._places[key] = torch.tensor(where, dtype=torch.int64, device="cpu")
             else:
                 starts = self._window._starts[axis]
                 each = [np.arange(of[e][p]) + starts[e] + sum(of[e][:p]) for e, p in self._batch.of]
@@ -318,7 +327,7 @@ def _divided(sums: torch.Tensor, lengths: NDArray[np.int64], pool: str) -> torch
 
 def _empty(target: Target, n: int) -> torch.Tensor:
     dtype = target.dtype if target.pool is None else torch.float64
-    return torch.empty((n, len(target.site.taps), target.site.dim), dtype=dtype)
+    return torch.empty((n, len(target.site.taps), target.site.dim), dtype=dtype, device="cpu")
 
 
 def first_or_last(example: Example, kind: str) -> None:

@@ -189,6 +189,7 @@ def keywords(args: argparse.Namespace) -> dict[str, Any]:
         "chat": _template(args.chat),
         "prompt": args.prompt,
         "seed": args.seed,
+        "codec": args.codec,
     }
 
 

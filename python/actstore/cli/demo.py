@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from ..store import open as open_store
 from .capturing import plain_warnings
 from .docstrings import docstrings
 from .found import Found, found_hits, hit_lines
-from .options import Commands, positive
-from .output import table, unicode_output, width_of_terminal
+from .options import Commands, add_json, positive
+from .output import print_json, table, unicode_output, width_of_terminal
 from .picture import levels
 from .query import embedded, place_to_look, without_noise
 
@@ -58,6 +59,7 @@ def add(commands: Commands) -> None:
         help="only so many of the docstrings, a fair sample (default: all)",
     )
     parser.add_argument("--no-plot", action="store_true", help="draw no PNG beside the store")
+    add_json(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -65,21 +67,42 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     start = time.monotonic()
     with _made(args.out, args.limit) as store:
-        for line in _about(store, args.out, time.monotonic() - start):
-            print(line)
+        about = list(_about(store, args.out, time.monotonic() - start))
+        if not args.json:
+            print("\n".join(about))
         with without_noise():
             found, overlap = ask(store)
-        for line in _answers(found):
-            print(line)
-        for line in _by_layer(found, overlap):
-            print(line)
         labels = store["resid"].layers
-    if not args.no_plot:
-        _tell_plot(args.out, labels, overlap)
+    target = None if args.no_plot else os.path.splitext(args.out.rstrip(os.sep))[0] + ".png"
+    drawn = target is not None and _drawn(target, labels, overlap)
+    if args.json:
+        print_json(_told(args.out, target if drawn else None, found, overlap))
+        return 0
+    for line in (*_answers(found), *_by_layer(found, overlap)):
+        print(line)
+    if target is not None:
+        print(f"Drawn in {target}" if drawn else "(pip install matplotlib draws this)")
     print()
     print(f"Go on:  actstore query {args.out} 'sort a list in place' --layer 3")
     print(f"        actstore inspect {args.out}")
     return 0
+
+
+def _told(
+    path: str, plot: str | None, found: Sequence[Sequence[Sequence[Found]]], overlap: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    return {
+        "path": path,
+        "plot": plot,
+        "questions": [
+            {
+                "question": question,
+                "overlap_with_last": list(counts),
+                "hits": [[hit.json() for hit in hits] for hits in by_layer],
+            }
+            for question, by_layer, counts in zip(QUESTIONS, found, overlap, strict=True)
+        ],
+    }
 
 
 # ---- The store ----
@@ -215,16 +238,14 @@ def _by_layer(found: Sequence[Sequence[Sequence[Found]]], overlap: Sequence[Sequ
 # ---- The picture ----
 
 
-def _tell_plot(path: str, labels: Sequence[int], overlap: Sequence[Sequence[int]]) -> None:
-    target = os.path.splitext(path.rstrip(os.sep))[0] + ".png"
+def _drawn(target: str, labels: Sequence[int], overlap: Sequence[Sequence[int]]) -> bool:
     try:
         plot(target, labels, overlap)
     except ImportError:
-        print("(pip install matplotlib draws this)")
+        return False
     except OSError as error:
         raise InvalidInputError(f"{target} cannot be written: {error.strerror or error}") from error
-    else:
-        print(f"Drawn in {target}")
+    return True
 
 
 def plot(path: str, labels: Sequence[int], overlap: Sequence[Sequence[int]]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..arrays import human_bytes
-from ..errors import ActstoreError, InvalidInputError
+from ..errors import ActstoreError
 from ..store import Store
 from ..store import open as open_store
 from ..summary import Summary
@@ -45,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
         "store_text": args.store_text,
         "on_nan": args.on_nan,
         "on_empty": args.on_empty,
-        "codec": args.codec,
         "max_bytes": args.max_bytes,
         "threads": args.threads,
         "force": args.force,
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     }
     n_before, tokens_before = _there(args.out) if args.resume else (0, 0)
     start = time.monotonic()
-    with plain_warnings(), _out_of_memory(), _what_is_kept(args):
+    with plain_warnings(), _what_is_kept(args):
         store = capture(args.out, loaded, texts, **keywords(args), **writing)
     seconds = time.monotonic() - start
     with store:
@@ -168,17 +167,3 @@ def _what_is_kept(args: argparse.Namespace) -> Iterator[None]:
         if n and sys.stderr is not None:
             print(f"{args.out} has {n:,} examples; --resume goes on", file=sys.stderr)
         raise
-
-
-@contextlib.contextmanager
-def _out_of_memory() -> Iterator[None]:
-    """A device without room is an expected failure."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
-            raise
-        first = str(error).splitlines()[0]
-        raise InvalidInputError(
-            f"the device is out of memory: {first}", hint="give it less at once: --batch-tokens, --max-length"
-        ) from error
