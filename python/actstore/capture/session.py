@@ -84,6 +84,7 @@ class Session:
         self._evaluating = evaluating(loaded.model)
         self.targets = [self._target(site) for site in self.sites]
         self._transfer = Transfer() if uses_cuda(loaded.model) else None
+        self._windows: list[Window] = []
         self.window = self.another_window()
         self._taps = Taps(loaded.model, self.window.taps)
 
@@ -99,6 +100,8 @@ class Session:
         if self._transfer is not None:
             self._transfer.close()
         self._evaluating.__exit__(kind, error, trace)
+        for window in self._windows:  # At once, not when cycles are collected.
+            window.free()
 
     # ---- what is to be captured ----
 
@@ -131,7 +134,9 @@ class Session:
     def another_window(self) -> Window:
         """Room for the rows of a window of examples."""
         grids = {axis: rows for axis, (rows, _, _) in self._grids.items()}
-        return Window(self.targets, grids, self._transfer)
+        window = Window(self.targets, grids, self._transfer)
+        self._windows.append(window)
+        return window
 
     # ---- what will be stored ----
 

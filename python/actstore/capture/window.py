@@ -99,6 +99,10 @@ class Window:
             return 1
         return len(rows_of(piece)[axis])
 
+    def free(self) -> None:
+        """Let the memory go; what `rows` has given stays."""
+        self._room = [_empty(target, 0) for target in self.targets]
+
     def sink(self, batch: Batch, padded: dict[str, int]) -> "_Sink":
         """Where the tensors of one batch go."""
         return _Sink(self, batch, padded)
@@ -137,13 +141,20 @@ class Window:
         target = self.targets[t]
         places = sink.places(target)
         into = self._room[t][:, layer]
-        if target.pool is None:
+        runs = sink.runs(target.site.axis) if target.pool is None and target.axis != EXAMPLES else None
+        if runs is not None:
+            done = 0
+            for run in runs:
+                n = run.stop - run.start
+                into[run.at : run.at + n] = rows[done : done + n]
+                done += n
+        elif target.pool is None:
             into.index_copy_(0, places, rows)
         elif target.pool == "max":
             np.maximum.at(into.numpy(), places.numpy(), rows.numpy())
         else:
             into.index_add_(0, places, rows.to(into.dtype))
-        if not _surely_finite(rows):
+        if not _finite(rows):
             self._count(t, layer, rows, places)
 
     def _put(self, t: int, layer: int, sink: "_Sink", padded: torch.Tensor, runs: Sequence["_Run"]) -> None:
@@ -151,7 +162,7 @@ class Window:
         into = self._room[t][:, layer]
         for run in runs:
             into[run.at : run.at + run.stop - run.start] = padded[run.piece, run.start : run.stop]
-        if not _surely_finite(padded):  # It may be the padding.
+        if not _finite(padded):  # It may be the padding.
             rows = torch.cat([padded[run.piece, run.start : run.stop] for run in runs])
             self._count(t, layer, rows, sink.places(self.targets[t]))
 
@@ -169,9 +180,9 @@ class Window:
                 self.n_nonfinite[e] += int(n_nan[row] + n_inf[row])
 
 
-def _surely_finite(rows: torch.Tensor) -> bool:
-    """A sum shows what is not finite, or too large to be sure."""
-    return bool(torch.isfinite(rows.sum(dtype=torch.float32 if rows.dtype != torch.float64 else None)))
+def _finite(rows: torch.Tensor) -> bool:
+    """Whether all are: of all ways to see it the least and the greatest are the quickest, in any dtype."""
+    return not rows.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(rows))).all())
 
 
 class _Run(NamedTuple):
@@ -215,7 +226,7 @@ class _Sink:
         runs = None
         if tensor.ndim == 3:
             self._check_length(target, tensor)
-            runs = self._runs(target.site.axis) if tensor.device.type == "cpu" else None
+            runs = self.runs(target.site.axis) if tensor.device.type == "cpu" else None
         if target.pool is None and tensor.dtype != target.dtype:
             tensor = tensor.to(target.dtype)
         if runs is not None and target.pool is None:
@@ -240,7 +251,7 @@ class _Sink:
                 f"site {target.site.name!r}: {tensor.shape[1]} rows for {expected} tokens of axis {axis!r}"
             )
 
-    def _runs(self, axis: str) -> "list[_Run] | None":
+    def runs(self, axis: str) -> "list[_Run] | None":
         """Where the rows of each piece lie and go, if they are long runs: then they are copied as such."""
         if axis not in self._of_axis:
             of, starts = self._window._of_piece[axis], self._window._starts[axis]
