@@ -158,10 +158,19 @@ def test_logits_of_a_large_vocabulary() -> None:
 
 @pytest.mark.slow
 def test_commits_by_the_clock_waste_little(memory_path: Path) -> None:
-    """A slow model commits often: what is rewritten stays below what is written."""
+    """A slow model commits now and then: what is rewritten stays below what is written."""
+    from actstore.capture import run
+
     path = memory_path / "x.act"
     nursery().run(
-        "slowly", path, case="share", n=600, pause=0.05, commit_seconds=2.0, texts=texts(600), seconds=120
+        "slowly",
+        path,
+        case="share",
+        n=600,
+        pause=0.05,
+        commit_seconds=run._COMMIT_SECONDS,
+        texts=texts(600),
+        seconds=120,
     )
     nursery().run("slowly", memory_path / "whole.act", case="share", n=600, commit_seconds=1e9)
     sizes = []

@@ -32,8 +32,9 @@ from .session import Session
 from .sizes import n_tokens
 from .window import Window
 
-_COMMIT_SECONDS = 2.0
-"""Commits come at the ends of windows, but no more often than this."""
+_COMMIT_SECONDS = 30.0
+"""Commits come at the ends of windows, but no more often than this: each writes anew the chunks that are not
+full, and what they were stays behind as holes."""
 
 
 @dataclass(frozen=True)
