@@ -180,6 +180,25 @@ def test_commits_by_the_clock_waste_little(memory_path: Path) -> None:
     assert sizes[0] <= 2 * sizes[1]
 
 
+def test_many_commits_leave_fewer_holes_than_rows(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where chunks fill between commits, what is rewritten stays below what is written."""
+    from actstore.capture import run
+
+    arguments = of_text(bert(dim=256), texts=texts(1200), batch_tokens=512, window=1)
+    sizes = []
+    for seconds in (0.0, 1e9):
+        monkeypatch.setattr(run, "_COMMIT_SECONDS", seconds)
+        with actstore.capture(memory_path / f"{seconds}.act", **arguments) as store:
+            info = store.info()
+            sizes.append(
+                (info["sites"]["resid"]["stored_bytes"], info["hole_bytes"], info["parts"][0]["record"])
+            )
+    assert sizes[0][2] >= 20
+    assert sizes[1][2] <= 2
+    assert sizes[0][1] > 0
+    assert sizes[0][0] <= 2 * sizes[1][0]
+
+
 def test_nothing_is_kept_afterwards(memory_path: Path) -> None:
     """Neither the windows nor the inputs outlive a capture."""
     import gc
