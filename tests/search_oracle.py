@@ -141,12 +141,16 @@ def search(source: Any, ask: Ask, threads: int = 1, skip_nan: bool = True) -> tu
         ask.layers,
         np.ascontiguousarray(ask.queries),
         ask.k,
-        ask.metric,
-        ask.combine,
-        weights,
-        ask.min_score,
-        skip_nan,
-        numbers=ask.numbers,
+        {
+            "metric": ask.metric,
+            "combine": ask.combine,
+            "weights": weights,
+            "distances": False,
+            "min_score": ask.min_score,
+            "skip_nan": skip_nan,
+            "numbers": ask.numbers,
+            "map": None,
+        },
         threads=threads,
     )
     return (scores, found, winners), n_rescored

@@ -457,11 +457,7 @@ def test_few_scores_are_computed_exactly() -> None:
 
 def test_progress_reaches_the_end() -> None:
     values, seen = normal((300, 2, 4096)), []
-    _native.search(
-        *(values, (0, 300), None, normal((40, 1, 4096)), 3, "dot", "sum", None, None, False),
-        threads=2,
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    actstore.search(values, normal((40, 4096)), 3, threads=2, progress=lambda *now: seen.append(now))
     assert seen[-1] == (600, 600)
 
 

@@ -20,10 +20,13 @@ from .errors import (
     ShapeError,
     StorageError,
 )
+from .explain import Explanation
 from .histogram import Histogram, HistogramResult
 from .hits import Certificate, Hit, Hits
 from .interchange import export, import_
-from .plain import pool, scan, search
+from .moments import CrossMoments, Moments, MomentsResult
+from .neighbors import Neighbors
+from .plain import cross_moments, maxsim, moments, neighbors, pool, scan, search
 from .pool_reducer import Pool
 from .report import Damage, Report
 from .scan import Block, Reducer
@@ -32,6 +35,7 @@ from .site_spec import SiteSpec
 from .store import Store, open
 from .summary import Summary, SummaryResult
 from .update import update
+from .whiten import Whitener, Whiteners
 from .writer import StoreWriter
 
 zarr_hook.install()
@@ -43,13 +47,18 @@ __all__ = [
     "Certificate",
     "Columns",
     "Compaction",
+    "CrossMoments",
     "Damage",
+    "Explanation",
     "FormatError",
     "Histogram",
     "HistogramResult",
     "Hit",
     "Hits",
     "InvalidInputError",
+    "Moments",
+    "MomentsResult",
+    "Neighbors",
     "NotFoundError",
     "NumericalError",
     "Plan",
@@ -65,14 +74,20 @@ __all__ = [
     "StoreWriter",
     "Summary",
     "SummaryResult",
+    "Whitener",
+    "Whiteners",
     "append",
     "build_info",
     "capture",
     "compact",
     "create",
+    "cross_moments",
     "embed",
     "export",
     "import_",
+    "maxsim",
+    "moments",
+    "neighbors",
     "open",
     "plan",
     "pool",

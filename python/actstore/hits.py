@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidInputError, ShapeError
+from .explain import Explanation, explained
 from .origin import Origin
 from .selection import int_position, is_int
+from .view import View
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,17 @@ class Hit(NamedTuple):
     example: int
     position: int
     layer: int
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What was asked: of which rows, with which vectors ``[n, 1 or L, D]``, and how they were scored."""
+
+    view: View
+    vectors: NDArray[np.float32]
+    how: Any
+    bounds: NDArray[np.int64] | None = None
+    """Where the vectors of each query begin, ``[nq + 1]``; None where each has one and ranks rows."""
 
 
 class Hits:
@@ -79,10 +92,12 @@ class Hits:
         layers: NDArray[np.int64],
         certificate: Certificate,
         origin: Origin,
+        asked: Asked,
     ) -> None:
         self.scores, self.rows, self.layers = scores, rows, layers
         self.certificate = certificate
         self._origin: Origin | None = origin
+        self._asked: Asked | None = asked
 
     @cached_property
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -90,7 +105,10 @@ class Hits:
         self._origin.check_open()
         examples, positions = (np.full(self.rows.shape, -1, np.int64) for _ in range(2))
         there = self.rows >= 0
-        examples[there], positions[there] = self._origin.places(self.rows[there])
+        if self._asked is not None and self._asked.bounds is not None:  # Rows are examples.
+            examples[there], positions[there] = self.rows[there], 0
+        else:
+            examples[there], positions[there] = self._origin.places(self.rows[there])
         return examples, positions
 
     @property
@@ -136,6 +154,46 @@ class Hits:
         if nq and k and self.rows[0, 0] >= 0:
             best = f"the first is row {self.rows[0, 0]} at {self.scores[0, 0]:.6g}"
         return f"Hits({nq} queries, k={k}, of {self.certificate.n_rows} rows; {best})"
+
+    def explain(self, query: int, rank: int, *, layers: Any = None) -> Explanation:
+        """The scores behind a hit: of each token of its example in each layer, or for each query vector.
+
+        Of a pooled site the tokens are those of the site that it was made of: their scores are what was
+        pooled, before it was.
+
+        Parameters
+        ----------
+        query, rank : int
+            Which query, and which of its hits; 0 is the first, and the best.
+        layers : int, list of int or slice of labels, optional
+            As `Site.select` has them; by default those that were searched. A query of one vector can be held
+            against all layers that there are: ``layers=slice(None)``.
+
+        Returns
+        -------
+        Explanation
+            An array ``[T, L]`` of the example's T rows, or, of hits of a MaxSim, ``[Tq, T]``.
+
+        Raises
+        ------
+        InvalidInputError
+            When there is no such hit, or the hits were pickled.
+        NotFoundError
+            When there is no such layer.
+        """
+        if self._asked is None or self._origin is None:
+            raise InvalidInputError("hits that were pickled cannot be explained", hint="search again")
+        if not is_int(query) or not is_int(rank):
+            raise InvalidInputError(f"explain: a query and a rank are ints, got {query!r} and {rank!r}")
+        q = int_position(query, len(self), "explain: query")
+        n = int((self.rows[q] >= 0).sum())
+        at = int_position(rank, n, f"explain: rank of a hit of query {q}")
+        asked = self._asked
+        self._origin.check_open()
+        first, last = (q, q + 1) if asked.bounds is None else (int(i) for i in asked.bounds[q : q + 2])
+        example = int(self.examples[q, at])
+        vectors = asked.vectors[first:last]
+        return explained(asked.view, vectors, asked.how, example, layers, asked.bounds is not None)
 
     def to_dicts(self) -> list[list[dict[str, Any]]]:
         """``{"id", "score"}`` of each hit, a list for each query: as PyLate has it.
@@ -203,5 +261,5 @@ def _unpickled(
 ) -> Hits:
     hits = Hits.__new__(Hits)
     hits.scores, hits.rows, hits.layers, hits.certificate = scores, rows, layers, certificate
-    hits._origin, hits._places, hits.ids = None, places, ids
+    hits._origin, hits._asked, hits._places, hits.ids = None, None, places, ids
     return hits

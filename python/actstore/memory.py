@@ -217,6 +217,11 @@ class MemoryOrigin(Origin):
     def column(self, name: str, rows: Rows) -> NDArray[Any]:
         raise NotFoundError(f"{self.what} has no column {name!r}: it lies in memory and has none")
 
+    def example_column(self, name: str) -> NDArray[Any]:
+        if self.made_of is not None:  # Examples are called as they are there.
+            return self.made_of.example_column(name)
+        raise NotFoundError(f"{self.what} has no column {name!r}: it lies in memory and has none")
+
     def pickled(
         self, view: RowView, layers: Sequence[int]
     ) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:

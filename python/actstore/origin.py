@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +39,10 @@ class Origin(ABC):
         How it was computed, if it was.
     about : dict
         What its writer said of it.
+    norms : dict
+        Norms of all rows, whitened, ``[n_rows, L]``, by the whitener's digest: those that were needed.
+    made_of : Origin, optional
+        What it was pooled from, where that is at hand.
     """
 
     name: str
@@ -47,6 +52,12 @@ class Origin(ABC):
     labels: tuple[int, ...]
     numbers: NDArray[np.int64] | None = None
     about: Mapping[str, Any] = MappingProxyType({})
+    made_of: "Origin | None" = None
+
+    @cached_property
+    def norms(self) -> dict[str, NDArray[np.float64]]:
+        """Empty at first."""
+        return {}
 
     @property
     @abstractmethod
@@ -89,6 +100,10 @@ class Origin(ABC):
     @abstractmethod
     def column(self, name: str, rows: Rows) -> NDArray[Any]:
         """A column of numbers of these rows; NotFoundError when there is none."""
+
+    @abstractmethod
+    def example_column(self, name: str) -> NDArray[Any]:
+        """A column of the examples, one value each; NotFoundError when there is none."""
 
     @abstractmethod
     def pickled(
@@ -182,6 +197,9 @@ class StoredOrigin(Origin):
             return columns.read(name, rows.start, rows.stop)
         first = int(rows.min(initial=self._array.shape[0]))
         return columns.read(name, first, max(first, int(rows.max(initial=0)) + 1))[rows - first]
+
+    def example_column(self, name: str) -> NDArray[Any]:
+        return self.snapshot.examples[name]
 
     def pickled(
         self, view: RowView, layers: Sequence[int]

@@ -144,7 +144,9 @@ def pool_view(view: View, how: Recipe, threads: int, progress: Progress | None) 
     values = plan.compute(0, plan.n_examples, progress)
     examples = view._view.examples
     names = view._origin.ids(rows_array(examples))
-    return pooled_origin(values, how, view.layers, examples, names, called(view, how.kind))
+    origin = pooled_origin(values, how, view.layers, examples, names, called(view, how.kind))
+    origin.made_of = view._origin
+    return origin
 
 
 def pooled_origin(

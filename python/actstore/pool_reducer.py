@@ -203,7 +203,9 @@ class _WholeJob:
         examples = view._view.examples
         names = view._origin.ids(rows_array(examples))
         so = called(view, self._how.kind)
-        return Site(pooled_origin(self._out, self._how, view.layers, examples, names, so))
+        origin = pooled_origin(self._out, self._how, view.layers, examples, names, so)
+        origin.made_of = view._origin
+        return Site(origin)
 
 
 class _PartialJob:

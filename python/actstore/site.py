@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from . import analyses, derived, pool
 from . import batches as feeding
-from . import derived, pool
 from .errors import InvalidInputError, NotFoundError, ShapeError
 from .hits import Hits
 from .scan import Block, map_view, scan_view
-from .search import search_view
+from .search import scoring, search_view
 from .selection import (
     Rows,
     RowView,
@@ -23,6 +23,7 @@ from .selection import (
 )
 from .shuffle import Shuffle
 from .view import Progress, View
+from .whiten import Whitener
 
 if TYPE_CHECKING:
     from .torch_dataset import TorchDataset
@@ -147,6 +148,7 @@ class Site(View):
         metric: Literal["dot", "cos", "l2"] = "dot",
         combine: Literal["sum", "max"] = "sum",
         weights: Sequence[float] | None = None,
+        transform: Whitener | None = None,
         min_score: float | None = None,
         on_nan: Literal["raise", "skip"] = "raise",
         threads: int = 0,
@@ -173,6 +175,9 @@ class Site(View):
             Of the scores of several layers: their (weighted) sum, or the greatest.
         weights : sequence of float ``[L]``, optional
             One for each layer, for ``combine="sum"``.
+        transform : Whitener, optional
+            Score rows and queries as whitened by it. Rows stay as they are: the map is taken to the queries,
+            and for cos and l2 each row has a norm, computed once and kept (`Whitener.save`).
         min_score : float, optional
             Leave out what scores less.
         on_nan : {"raise", "skip"}
@@ -205,7 +210,13 @@ class Site(View):
         >>> hits.scores.tolist(), hits.rows.tolist(), hits.ids
         ([[1.5, 1.0]], [[2, 1]], [['b', 'b']])
         """
-        return search_view(self, queries, k, metric, combine, weights, min_score, on_nan, threads, progress)
+        how = scoring(self, metric, combine, weights, transform, min_score, on_nan)
+        return search_view(self, queries, k, how, threads, progress)
+
+    maxsim = analyses.maxsim
+    neighbors = analyses.neighbors
+    moments = analyses.moments
+    cross_moments = analyses.cross_moments
 
     def scan(
         self,

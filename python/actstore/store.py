@@ -18,6 +18,7 @@ from .report import Damage, Report
 from .shuffle import Shuffle
 from .site import Site
 from .snapshot import Handle, Snapshot, load
+from .whiten import Whiteners
 
 if TYPE_CHECKING:
     from .torch_dataset import TorchDataset
@@ -155,6 +156,12 @@ class Store:
     def n_examples(self) -> int:
         """Examples, empty ones included."""
         return self._snapshot.examples.n_rows
+
+    @property
+    def whiteners(self) -> Whiteners:
+        """Those that `Whitener.save` has put here, by name."""
+        self._snapshot.check_open()
+        return Whiteners(self._snapshot.parts)
 
     def __getitem__(self, name: str) -> Site:
         self._snapshot.check_open()

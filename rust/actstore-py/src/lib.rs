@@ -9,6 +9,7 @@ mod about;
 mod array;
 mod called;
 mod compact;
+mod cross;
 mod enter;
 mod limits;
 mod reader;
@@ -29,6 +30,9 @@ fn _native(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(scan::scan, m)?)?;
     m.add_function(wrap_pyfunction!(states::merge_states, m)?)?;
     m.add_function(wrap_pyfunction!(search::search, m)?)?;
+    m.add_function(wrap_pyfunction!(search::maxsim, m)?)?;
+    m.add_function(wrap_pyfunction!(search::mapped_norms, m)?)?;
+    m.add_function(wrap_pyfunction!(cross::cross_moments, m)?)?;
     m.add_function(wrap_pyfunction!(about::build_info, m)?)?;
     m.add_function(wrap_pyfunction!(about::error_kinds, m)?)?;
     about::watch_forks(m)

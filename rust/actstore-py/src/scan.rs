@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
+use actstore_core::ops::covariance::{self, Covariance, Groups};
 use actstore_core::ops::pool::{self, Output};
-use actstore_core::ops::{self, Examples, Histogram, Reducer, State, Summarize, take_state};
+use actstore_core::ops::{self, Examples, Gatherer, Histogram, Reducer, State, Summarize, take_state};
 use actstore_core::{Dtype, Error, Task};
 use numpy::{PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
@@ -32,14 +33,24 @@ pub fn scan(
     let asked: Vec<Asked<'_>> = asked.collect::<PyResult<_>>()?;
     check_apart(py, &array, &asked)?;
     with_source(py, &array, &rows, layers.as_deref(), |source| {
-        let made: Vec<Made<'_>> = asked.iter().map(|asked| asked.make(py, source.shape())).collect::<PyResult<_>>()?;
-        let all: Vec<&dyn Reducer> = made.iter().map(Made::reducer).collect();
+        let row = |position: usize| source.row(position);
+        let made = asked.iter().map(|asked| asked.make(py, source.shape(), &row));
+        let made: Vec<Made<'_>> = made.collect::<PyResult<_>>()?;
+        let all: Vec<&dyn Reducer> = made.iter().filter_map(Made::reducer).collect();
+        let gatherers: Vec<&dyn Gatherer> = made.iter().filter_map(Made::gatherer).collect();
         let task = Task::new(threads.0);
-        let states = enter(py, &task, progress, || ops::scan(source, &all, &task));
+        let states = enter(py, &task, progress, || {
+            if gatherers.is_empty() {
+                ops::scan(source, &all, &task)
+            } else {
+                ops::gather(source, &all, &gatherers, &task)
+            }
+        });
         for reducer in &made {
             reducer.raised()?;
         }
-        made.iter().zip(states?).map(|(reducer, state)| reducer.export(py, state)).collect()
+        let mut states = states?.into_iter();
+        made.into_iter().map(|made| made.export(py, &mut states)).collect()
     })
 }
 
@@ -49,6 +60,49 @@ enum Asked<'py> {
     Summary,
     Histogram,
     Pool { kind: pool::Kind, offset: Vec<usize>, out: Bound<'py, PyUntypedArray> },
+    Moments(AskedMoments<'py>),
+}
+
+/// Moments as Python asks for them.
+struct AskedMoments<'py> {
+    kind: covariance::Kind,
+    labels: Option<PyReadonlyArray1<'py, u32>>,
+    groups: usize,
+    layers: Vec<i64>,
+    numbers: Option<PyReadonlyArray1<'py, i64>>,
+}
+
+impl<'py> AskedMoments<'py> {
+    fn new(py: Python<'py>, what: &Bound<'py, PyDict>) -> PyResult<Self> {
+        let part = |name: &str| what.as_any().get_item(name);
+        let kind: String = part("kind")?.extract()?;
+        let kind = match kind.as_str() {
+            "diagonal" => covariance::Kind::Diagonal,
+            "float64" => covariance::Kind::Full64,
+            "float32" => covariance::Kind::Full32,
+            _ => return Err(raise(py, &Error::invalid(format!("no moments of kind '{kind}'")))),
+        };
+        Ok(AskedMoments {
+            kind,
+            labels: part("labels")?.extract()?,
+            groups: part("groups")?.extract()?,
+            layers: part("layers")?.extract()?,
+            numbers: part("numbers")?.extract()?,
+        })
+    }
+
+    fn make<'a>(
+        &'a self,
+        py: Python<'_>,
+        shape: [usize; 3],
+        row: &'a (dyn Fn(usize) -> usize + Sync),
+    ) -> PyResult<Covariance<'a>> {
+        let labels = self.labels.as_ref().map(|labels| labels.as_slice()).transpose()?;
+        let rows = self.numbers.as_ref().map(|numbers| numbers.as_slice()).transpose()?;
+        let groups = labels.map(|labels| Groups { labels, n: self.groups });
+        let names = covariance::Names { layers: &self.layers, rows };
+        Covariance::new(self.kind, groups, names, shape, row).map_err(|error| raise(py, &error))
+    }
 }
 
 impl<'py> Asked<'py> {
@@ -57,6 +111,7 @@ impl<'py> Asked<'py> {
             "python" => Ok(Asked::Python(what.clone())),
             "summary" => Ok(Asked::Summary),
             "histogram" => Ok(Asked::Histogram),
+            "moments" => Ok(Asked::Moments(AskedMoments::new(py, what)?)),
             "pool" => {
                 let part = |name: &str| what.as_any().get_item(name);
                 let kind: String = part("kind")?.extract()?;
@@ -67,18 +122,24 @@ impl<'py> Asked<'py> {
                 })
             }
             _ => {
-                let known = "python, summary, histogram, pool";
+                let known = "python, summary, histogram, pool, moments";
                 Err(raise(py, &Error::invalid(format!("no reducer '{kind}': there are {known}"))))
             }
         }
     }
 
-    fn make<'a>(&'a self, py: Python<'_>, [rows, layers, dim]: [usize; 3]) -> PyResult<Made<'a>> {
+    fn make<'a>(
+        &'a self,
+        py: Python<'_>,
+        [rows, layers, dim]: [usize; 3],
+        row: &'a (dyn Fn(usize) -> usize + Sync),
+    ) -> PyResult<Made<'a>> {
         let wrong = |error: Error| raise(py, &error);
         Ok(match self {
             Asked::Python(what) => Made::Python(Called::new(what, dim)?),
             Asked::Summary => Made::Summary(Summarize { layers, dim }),
             Asked::Histogram => Made::Histogram(Histogram { layers }),
+            Asked::Moments(asked) => Made::Moments(asked.make(py, [rows, layers, dim], row)?, [layers, dim]),
             Asked::Pool { kind, offset, out } => {
                 let examples = Examples::new(offset.clone(), rows).map_err(wrong)?;
                 let shape = [examples.len(), layers, dim];
@@ -95,7 +156,7 @@ impl<'py> Asked<'py> {
 }
 
 /// Where each example begins, and the end of the last.
-fn offsets(offset: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+pub fn offsets(offset: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
     let wrong = |message: String| raise(offset.py(), &Error::invalid(message));
     let array: PyReadonlyArray1<'_, i64> =
         offset.extract().map_err(|_| wrong("offset is an array of int64 with one axis".into()))?;
@@ -127,15 +188,24 @@ enum Made<'a> {
     Summary(Summarize),
     Histogram(Histogram),
     Pool(Box<dyn Reducer + 'a>),
+    Moments(Covariance<'a>, [usize; 2]),
 }
 
 impl Made<'_> {
-    fn reducer(&self) -> &dyn Reducer {
+    fn reducer(&self) -> Option<&dyn Reducer> {
         match self {
-            Made::Python(reducer) => reducer,
-            Made::Summary(reducer) => reducer,
-            Made::Histogram(reducer) => reducer,
-            Made::Pool(reducer) => &**reducer,
+            Made::Python(reducer) => Some(reducer),
+            Made::Summary(reducer) => Some(reducer),
+            Made::Histogram(reducer) => Some(reducer),
+            Made::Pool(reducer) => Some(&**reducer),
+            Made::Moments(..) => None,
+        }
+    }
+
+    fn gatherer(&self) -> Option<&dyn Gatherer> {
+        match self {
+            Made::Moments(gatherer, _) => Some(gatherer),
+            _ => None,
         }
     }
 
@@ -147,12 +217,20 @@ impl Made<'_> {
         }
     }
 
-    fn export(&self, py: Python<'_>, state: State) -> PyResult<Py<PyAny>> {
+    /// What it gives; reducers take their state, the next one.
+    fn export(self, py: Python<'_>, states: &mut impl Iterator<Item = State>) -> PyResult<Py<PyAny>> {
+        let mut state = || states.next().expect("a state for each reducer");
         match self {
-            Made::Python(_) => Ok(take_state::<Py<PyAny>>(state)),
-            Made::Summary(reducer) => Ok(states::summary(py, reducer.layers(state), reducer.dim)?.into_any().unbind()),
-            Made::Histogram(reducer) => Ok(states::histogram(py, &reducer.counts(state))?.into_any().unbind()),
-            Made::Pool(_) => Ok(py.None()),
+            Made::Python(_) => Ok(take_state::<Py<PyAny>>(state())),
+            Made::Summary(reducer) => {
+                Ok(states::summary(py, reducer.layers(state()), reducer.dim)?.into_any().unbind())
+            }
+            Made::Histogram(reducer) => Ok(states::histogram(py, &reducer.counts(state()))?.into_any().unbind()),
+            Made::Pool(_) => {
+                state();
+                Ok(py.None())
+            }
+            Made::Moments(gatherer, shape) => Ok(states::moments(py, gatherer.into_sums(), shape)?.into_any().unbind()),
         }
     }
 }

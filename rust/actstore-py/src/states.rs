@@ -1,11 +1,12 @@
 //! States of our reducers as dicts of NumPy arrays, which Python keeps, pickles and merges.
 
 use actstore_core::Error;
+use actstore_core::ops::covariance::Sums;
 use actstore_core::ops::histogram::Counts;
 use actstore_core::ops::moments::{Column, Moments};
 use actstore_core::ops::summary::Layer;
 use numpy::ndarray::{Array1, Array2, Array3};
-use numpy::{IntoPyArray, PyReadonlyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{IntoPyArray, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -72,6 +73,16 @@ pub fn histogram<'py>(py: Python<'py>, counts: &[Counts]) -> PyResult<Bound<'py,
     let out = PyDict::new(py);
     let counts = Array3::from_shape_fn([counts.len(), 2, 256], |(layer, sign, e)| counts[layer][256 * sign + e]);
     out.set_item("counts", counts.into_pyarray(py))?;
+    Ok(out)
+}
+
+/// Moments of `[layers, dim]`, as a dict: `n [groups]`, `mean [layers, groups, dim]`, `second` as flat as it is.
+pub fn moments(py: Python<'_>, sums: Sums, [layers, dim]: [usize; 2]) -> PyResult<Bound<'_, PyDict>> {
+    let out = PyDict::new(py);
+    let groups = sums.n.len();
+    out.set_item("n", sums.n.into_iter().map(|n| n as i64).collect::<Array1<i64>>().into_pyarray(py))?;
+    out.set_item("mean", sums.mean.into_pyarray(py).reshape([layers, groups, dim])?)?;
+    out.set_item("second", sums.second.into_pyarray(py))?;
     Ok(out)
 }
 

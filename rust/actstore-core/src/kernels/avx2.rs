@@ -8,10 +8,13 @@ use super::{Kernels, scalar};
 /// The implementation, where the processor has what it needs.
 pub fn detect() -> Option<&'static Kernels> {
     let all = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") && is_x86_feature_detected!("fma");
-    all.then_some(&KERNELS)
+    all.then_some(&SHARED)
 }
 
-static KERNELS: Kernels = Kernels {
+static SHARED: Kernels = KERNELS;
+
+/// The loops.
+pub const KERNELS: Kernels = Kernels {
     name: "avx2",
     join2: detected!(join2(low: &[u8], high: &[u8], out: &mut [u8])),
     join_bf16_f32: detected!(join_bf16_f32(low: &[u8], high: &[u8], out: &mut [u8])),
@@ -26,6 +29,7 @@ static KERNELS: Kernels = Kernels {
     prefetch,
     reduce: super::reduce_avx2::REDUCE,
     scores: super::score_avx2::SCORES,
+    products: super::products_avx2::PRODUCTS,
 };
 
 #[inline]

@@ -4,12 +4,12 @@
 //! All of them work on bytes, little-endian and of any alignment: a plane holds the k-th byte of every
 //! element (blosc's shuffle), `join` puts elements together from their planes, `split` takes them apart.
 
-/// A safe function over one compiled for instructions that `avx2::detect` has seen.
+/// A safe function over one compiled for instructions that a `detect` has seen.
 #[cfg(target_arch = "x86_64")]
 macro_rules! detected {
     ($name:ident($($arg:ident: $type:ty),*) $(-> $out:ty)?) => {
         |$($arg: $type),*| $(-> $out)? {
-            // SAFETY: such a table is handed out by `avx2::detect` alone, which checks the instructions.
+            // SAFETY: such a table is handed out by the `detect` of its instruction set alone, which checks them.
             unsafe { $name($($arg),*) }
         }
     };
@@ -18,6 +18,7 @@ macro_rules! detected {
 mod cast;
 mod floats;
 pub mod huffman;
+pub mod products_scalar;
 pub mod reduce_scalar;
 pub mod scalar;
 pub mod score_scalar;
@@ -25,9 +26,17 @@ pub mod score_scalar;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod products_avx2;
+#[cfg(target_arch = "x86_64")]
+mod products_avx512;
+#[cfg(target_arch = "x86_64")]
 mod reduce_avx2;
 #[cfg(target_arch = "x86_64")]
 mod score_avx2;
+#[cfg(target_arch = "x86_64")]
+mod score_avx512;
 
 use std::sync::OnceLock;
 
@@ -73,6 +82,8 @@ pub struct Kernels {
     pub reduce: reduce_scalar::Reduce,
     /// Scores of rows against queries.
     pub scores: Scores,
+    /// Products of columns.
+    pub products: Products,
 }
 
 /// The loops of search; see [`score_scalar`], which specifies them. Rows are `[n, dim]`, `dim` at least 1.
@@ -82,21 +93,46 @@ pub struct Scores {
     pub dot: fn(&[f32], &[f32]) -> f64,
     /// The squared distance, likewise.
     pub square_distance: fn(&[f32], &[f32]) -> f64,
+    /// The dot product of vectors that are float64, likewise.
+    pub dot64: Dot64,
     /// The quick sum of squares of each row.
     pub squares: fn(&[f32], usize, &mut [f32]),
     /// Quick products of rows with up to [`score_scalar::FEW`] queries `[n, dim]`, and the sums of squares.
     pub few: fn(&[f32], usize, &[f32], &mut [f32], &mut [f32]),
-    /// Quick products of rows with a panel, `[dim, 16]`, of queries, as `[n, 16]`. Meanwhile the last
-    /// argument, what will be read next, is fetched from memory.
+    /// Quick products of rows with one or two panels, `[dim, 16]` each, of queries, as `[panels, n, 16]`.
+    /// Meanwhile the last argument, what will be read next, is fetched from memory.
     pub panel: fn(&[f32], usize, &[f32], &mut [f32], &[f32]),
     /// Where `[n, 16]` scores are not below base + bias + norm x slope: base and slope are of a query, bias
     /// and norm of a row. Pushes the row and a bit for each query.
     pub passing: Passing,
+    /// Raises the best of each of sixteen queries by `[n, 16]` scores, each less its row's bias.
+    pub raise: Raise,
     /// Nothing but float32 multiply-adds in registers; how many operations they were.
     pub work: fn(usize) -> f64,
 }
 
+type Dot64 = fn(&[f64], &[f64]) -> f64;
+
+/// The loops of covariances; see [`products_scalar`], which specifies them.
+pub struct Products {
+    /// The products of two panels' columns, summed over their rows.
+    pub square64: fn(&[f64], &[f64], &mut Square64),
+    /// Likewise, in float32.
+    pub square32: fn(&[f32], &[f32], &mut Square32),
+    /// Adds so many rows and columns of sums to rows of a matrix, from a column on.
+    pub add64: fn(&Square64, [usize; 2], &mut [&mut [f64]], usize),
+    /// Likewise, of float32.
+    pub add32: fn(&Square32, [usize; 2], &mut [&mut [f64]], usize),
+    /// Packs a panel: of rows of so many values the columns from one on, less their means.
+    pub center64: fn(&[f32], usize, usize, &[f64], &mut [f64]),
+    /// Likewise, rounded to float32.
+    pub center32: fn(&[f32], usize, usize, &[f64], &mut [f32]),
+}
+
+type Square64 = products_scalar::Square<f64, { products_scalar::WIDE64 }>;
+type Square32 = products_scalar::Square<f32, { products_scalar::WIDE32 }>;
 type Wide = [f32; score_scalar::WIDE];
+type Raise = fn(&[f32], &[f32], &mut Wide);
 type Passing = fn(&[f32], &Wide, &Wide, &[f32], &[f32], &mut Vec<(u32, u16)>);
 
 /// The best implementation this processor runs, or the one named by `ACTSTORE_INSTRUCTION_SET` when the
@@ -114,7 +150,7 @@ pub fn kernels() -> &'static Kernels {
 pub fn available() -> Vec<&'static Kernels> {
     let mut list = vec![&scalar::KERNELS];
     #[cfg(target_arch = "x86_64")]
-    if let Some(kernels) = avx2::detect() {
+    for kernels in [avx2::detect(), avx512::detect()].into_iter().flatten() {
         list.insert(0, kernels);
     }
     list

@@ -21,6 +21,7 @@ pub static KERNELS: Kernels = Kernels {
     prefetch: |_| (),
     reduce: super::reduce_scalar::REDUCE,
     scores: super::score_scalar::SCORES,
+    products: super::products_scalar::PRODUCTS,
 };
 
 /// Exactly: a NaN keeps its payload, which the `half` crate would quiet.

@@ -7,8 +7,8 @@
 
 use std::arch::x86_64::*;
 
-use super::Scores;
 use super::score_scalar::{self as scalar, DEEP, FEW, WIDE, pairwise};
+use super::{Dot64, Scores};
 
 /// Rows that the panel loop holds at once.
 const TALL: usize = 6;
@@ -16,14 +16,18 @@ const TALL: usize = 6;
 pub const SCORES: Scores = Scores {
     dot: detected!(dot(q: &[f32], x: &[f32]) -> f64),
     square_distance: detected!(square_distance(q: &[f32], x: &[f32]) -> f64),
+    dot64: DOT64,
     squares: detected!(squares(rows: &[f32], dim: usize, out: &mut [f32])),
     few: detected!(few(rows: &[f32], dim: usize, queries: &[f32], out: &mut [f32], squares: &mut [f32])),
     panel: detected!(panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], coming: &[f32])),
+    raise: detected!(raise(scores: &[f32], biases: &[f32], best: &mut [f32; WIDE])),
     work: detected!(work(rounds: usize) -> f64),
     passing: detected!(passing(
         scores: &[f32], base: &[f32; WIDE], slope: &[f32; WIDE], biases: &[f32], norms: &[f32], hits: &mut Vec<(u32, u16)>
     )),
 };
+
+const DOT64: Dot64 = detected!(dot64(a: &[f64], b: &[f64]) -> f64);
 
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -68,6 +72,29 @@ macro_rules! eight {
 #[target_feature(enable = "avx2")]
 fn dot(q: &[f32], x: &[f32]) -> f64 {
     eight!(q, x, |q, x| _mm256_mul_pd(q, x), |q: f64, x: f64| q * x)
+}
+
+#[target_feature(enable = "avx2")]
+fn dot64(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sums = [_mm256_setzero_pd(); 2];
+    for (a, b) in a.iter().zip(b) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: eight doubles are there, and the loads need no alignment.
+            let (a, b) = unsafe { (_mm256_loadu_pd(a[4 * i..].as_ptr()), _mm256_loadu_pd(b[4 * i..].as_ptr())) };
+            *sum = _mm256_add_pd(*sum, _mm256_mul_pd(a, b));
+        }
+    }
+    let mut all = [0f64; 8];
+    for (sum, out) in sums.into_iter().zip(all.as_chunks_mut::<4>().0) {
+        // SAFETY: four doubles are there, and the store needs no alignment.
+        unsafe { _mm256_storeu_pd(out.as_mut_ptr(), sum) };
+    }
+    for (sum, (a, b)) in all.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum += a * b;
+    }
+    pairwise(all)
 }
 
 #[target_feature(enable = "avx2")]
@@ -152,7 +179,18 @@ fn few_of<const N: usize>(rows: &[f32], dim: usize, queries: &[f32], out: &mut [
 #[target_feature(enable = "avx2,fma")]
 fn panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], coming: &[f32]) {
     let n = rows.len() / dim;
-    assert!(rows.len() == n * dim && packed.len() == dim * WIDE && out.len() >= n * WIDE);
+    let panels = packed.len() / (dim * WIDE);
+    assert!(rows.len() == n * dim && packed.len() == panels * dim * WIDE && out.len() >= panels * n * WIDE);
+    for (p, packed) in packed.chunks_exact(dim * WIDE).enumerate() {
+        // The registers hold no more than one panel.
+        let coming = if p == 0 { coming } else { &[] };
+        one_panel(rows, dim, packed, &mut out[p * n * WIDE..(p + 1) * n * WIDE], coming);
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn one_panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], coming: &[f32]) {
+    let n = rows.len() / dim;
     let mut fetch = Fetch::new(coming);
     let blocks = dim.div_ceil(DEEP);
     for block in 0..blocks {
@@ -183,7 +221,7 @@ fn panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], coming: &[f3
 /// A prefetch of a page whose address is not in the translation buffers holds the processor up for
 /// longer than the fetch saves (on a virtual machine, where translating is slow). So pages are touched
 /// well before, by loads that nobody waits for.
-struct Fetch<'a> {
+pub struct Fetch<'a> {
     floats: &'a [f32],
     touched: usize,
     next: *const f32,
@@ -192,11 +230,13 @@ struct Fetch<'a> {
 impl<'a> Fetch<'a> {
     /// Floats of a page and of a cache line.
     const PAGE: usize = 1024;
-    const LINE: usize = 16;
+    /// See above.
+    pub const LINE: usize = 16;
     /// How far pages are touched ahead of the prefetches, in floats.
     const AHEAD: usize = 4 * Self::PAGE;
 
-    fn new(floats: &'a [f32]) -> Self {
+    /// Of these.
+    pub fn new(floats: &'a [f32]) -> Self {
         let mut fetch = Fetch { floats, touched: 0, next: floats.as_ptr() };
         if !floats.is_empty() {
             fetch.touch(Self::AHEAD);
@@ -204,8 +244,13 @@ impl<'a> Fetch<'a> {
         fetch
     }
 
+    /// Whether there is nothing to fetch.
+    pub fn is_empty(&self) -> bool {
+        self.floats.is_empty()
+    }
+
     /// Touches the pages of the next `n` floats.
-    fn touch(&mut self, n: usize) {
+    pub fn touch(&mut self, n: usize) {
         let end = self.touched + n;
         for at in (self.touched.next_multiple_of(Self::PAGE)..end).step_by(Self::PAGE) {
             if let Some(float) = self.floats.get(at) {
@@ -218,7 +263,7 @@ impl<'a> Fetch<'a> {
     /// Prefetches the next few lines; past the end it does no harm.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn lines(&mut self, n: usize) {
+    pub fn lines(&mut self, n: usize) {
         for _ in 0..n {
             _mm_prefetch::<_MM_HINT_T1>(self.next.cast());
             self.next = self.next.wrapping_add(Self::LINE);
@@ -296,6 +341,11 @@ fn passing(
             hits.push((i as u32, mask as u16));
         }
     }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn raise(scores: &[f32], biases: &[f32], best: &mut [f32; WIDE]) {
+    super::score_scalar::raise_by(scores, biases, best);
 }
 
 /// As many multiply-adds as the two units take, in twelve chains, of which each waits for its last.

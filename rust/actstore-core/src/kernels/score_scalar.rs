@@ -15,7 +15,7 @@ pub const FEW: usize = 4;
 pub const DEEP: usize = 256;
 
 /// The loops.
-pub const SCORES: Scores = Scores { dot, square_distance, squares, few, panel, passing, work };
+pub const SCORES: Scores = Scores { dot, square_distance, dot64, squares, few, panel, passing, raise, work };
 
 /// How far a quick sum of `n` products may be from the exact one, in units of sum |q x|: a rounding for
 /// each addition that a product goes through (of a panel, those of its block and those of the blocks;
@@ -25,18 +25,18 @@ pub fn error_bound(n: usize) -> f64 {
     1.01 * roundings as f64 * f64::from(f32::EPSILON) / 2.0
 }
 
-fn eight(q: &[f32], x: &[f32], term: impl Fn(f64, f64) -> f64) -> f64 {
+fn eight<T: Copy + Into<f64>>(q: &[T], x: &[T], term: impl Fn(f64, f64) -> f64) -> f64 {
     assert_eq!(q.len(), x.len());
     let mut sums = [0f64; 8];
     let (qs, q_rest) = q.as_chunks::<8>();
     let (xs, x_rest) = x.as_chunks::<8>();
     for (q, x) in qs.iter().zip(xs) {
         for i in 0..8 {
-            sums[i] += term(f64::from(q[i]), f64::from(x[i]));
+            sums[i] += term(q[i].into(), x[i].into());
         }
     }
     for (sum, (q, x)) in sums.iter_mut().zip(q_rest.iter().zip(x_rest)) {
-        *sum += term(f64::from(*q), f64::from(*x));
+        *sum += term((*q).into(), (*x).into());
     }
     pairwise(sums)
 }
@@ -52,6 +52,10 @@ fn dot(q: &[f32], x: &[f32]) -> f64 {
 
 fn square_distance(q: &[f32], x: &[f32]) -> f64 {
     eight(q, x, |q, x| (q - x) * (q - x))
+}
+
+fn dot64(a: &[f64], b: &[f64]) -> f64 {
+    eight(a, b, |a, b| a * b)
 }
 
 fn squares(rows: &[f32], dim: usize, out: &mut [f32]) {
@@ -75,6 +79,13 @@ fn few(rows: &[f32], dim: usize, queries: &[f32], out: &mut [f32], squares: &mut
 }
 
 fn panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], _coming: &[f32]) {
+    let n = rows.len() / dim;
+    for (panel, out) in packed.chunks_exact(dim * WIDE).zip(out.chunks_mut((n * WIDE).max(1))) {
+        one_panel(rows, dim, panel, out);
+    }
+}
+
+fn one_panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32]) {
     for (row, out) in rows.chunks_exact(dim).zip(out.as_chunks_mut::<WIDE>().0) {
         *out = [0.0; WIDE];
         for (row, packed) in row.chunks(DEEP).zip(packed.chunks(DEEP * WIDE)) {
@@ -113,6 +124,23 @@ fn passing(
     }
 }
 
+fn raise(scores: &[f32], biases: &[f32], best: &mut [f32; WIDE]) {
+    raise_by(scores, biases, best);
+}
+
+/// Inlined, to be compiled for the instructions of its caller.
+#[inline(always)]
+pub fn raise_by(scores: &[f32], biases: &[f32], best: &mut [f32; WIDE]) {
+    let mut so_far = *best;
+    for (scores, bias) in scores.as_chunks::<WIDE>().0.iter().zip(biases) {
+        for (best, score) in so_far.iter_mut().zip(scores) {
+            let score = score - bias;
+            *best = if score > *best { score } else { *best };
+        }
+    }
+    *best = so_far;
+}
+
 fn work(rounds: usize) -> f64 {
     let (a, b) = (std::hint::black_box(0.5f32), std::hint::black_box(1.0f32));
     let mut sums = [0f32; 32];
@@ -147,9 +175,11 @@ mod tests {
         for n in (0..40).chain([383, 384, 385, 1000]) {
             let (mut q, x) = (floats(n, 3), floats(n, 8));
             for special in [0.0, f32::NAN, f32::INFINITY, 1e-42, 3e38] {
+                let wide = |floats: &[f32]| floats.iter().map(|x| f64::from(*x)).collect::<Vec<_>>();
                 for kernels in available() {
                     let scores = &kernels.scores;
                     assert_eq!((scores.dot)(&q, &x).to_bits(), dot(&q, &x).to_bits(), "{} n={n}", kernels.name);
+                    assert_eq!((scores.dot64)(&wide(&q), &wide(&x)).to_bits(), dot(&q, &x).to_bits());
                     assert_eq!(
                         (scores.square_distance)(&q, &x).to_bits(),
                         square_distance(&q, &x).to_bits(),
@@ -167,13 +197,24 @@ mod tests {
     #[test]
     fn quick_scores_keep_their_bound() {
         for dim in [1usize, 7, 8, 15, 16, 17, 31, 33, 255, 256, 257, 384, 1000, 5000] {
-            for n in [0usize, 1, 5, 6, 7, 13] {
-                let (rows, queries) = (floats(n * dim, 5), floats(WIDE * dim, 9));
-                let packed: Vec<f32> = (0..dim * WIDE).map(|i| queries[(i % WIDE) * dim + i / WIDE]).collect();
+            for n in [0usize, 1, 5, 6, 7, 13, 31] {
+                let (rows, queries) = (floats(n * dim, 5), floats(2 * WIDE * dim, 9));
+                let query = |j: usize| &queries[j * dim..(j + 1) * dim];
+                let packed: Vec<f32> = (0..2 * WIDE * dim)
+                    .map(|i| query(i / (WIDE * dim) * WIDE + i % WIDE)[i % (WIDE * dim) / WIDE])
+                    .collect();
                 for kernels in available() {
                     let scores = &kernels.scores;
-                    let mut out = vec![f32::NAN; n * WIDE];
-                    (scores.panel)(&rows, dim, &packed, &mut out, &rows[..rows.len().min(n)]);
+                    for panels in [1, 2] {
+                        let mut out = vec![f32::NAN; panels * n * WIDE];
+                        let packed = &packed[..panels * dim * WIDE];
+                        (scores.panel)(&rows, dim, packed, &mut out, &rows[..rows.len().min(n)]);
+                        for (i, row) in rows.chunks_exact(dim).enumerate() {
+                            for j in 0..panels * WIDE {
+                                close(out[(j / WIDE * n + i) * WIDE + j % WIDE], row, query(j));
+                            }
+                        }
+                    }
                     let mut own = vec![f32::NAN; n];
                     (scores.squares)(&rows, dim, &mut own);
                     for few_n in 1..=FEW {
@@ -187,9 +228,6 @@ mod tests {
                         }
                     }
                     for (i, row) in rows.chunks_exact(dim).enumerate() {
-                        for j in 0..WIDE {
-                            close(out[i * WIDE + j], row, &queries[j * dim..(j + 1) * dim]);
-                        }
                         close(own[i], row, row);
                     }
                 }
@@ -201,6 +239,21 @@ mod tests {
         let products = row.iter().zip(query).map(|(x, q)| f64::from(*x) * f64::from(*q));
         let (exact, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
         assert!((f64::from(found) - exact).abs() <= error_bound(row.len()) * size, "{found} {exact}");
+    }
+
+    #[test]
+    fn the_best_are_the_same_on_every_instruction_set() {
+        let (scores, biases) = (floats(WIDE * 50, 2), floats(50, 4));
+        let mut wanted = [f32::NEG_INFINITY; WIDE];
+        for (i, score) in scores.iter().enumerate() {
+            wanted[i % WIDE] = wanted[i % WIDE].max(score - biases[i / WIDE]);
+        }
+        for kernels in available() {
+            let mut best = [f32::NEG_INFINITY; WIDE];
+            (kernels.scores.raise)(&scores[..WIDE * 20], &biases[..20], &mut best);
+            (kernels.scores.raise)(&scores[WIDE * 20..], &biases[20..], &mut best);
+            assert_eq!(best, wanted, "{}", kernels.name);
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::process::{Task, pool};
 /// merging costs nothing.
 const RUNS: usize = 64;
 /// Floats of a block, which so stays in the second-level cache for all reducers.
-const BLOCK: usize = 32 << 10;
+pub const BLOCK: usize = 32 << 10;
 
 /// Decoded rows of one layer.
 pub struct Block<'a> {
@@ -26,6 +26,21 @@ pub struct Block<'a> {
     pub positions: Positions<'a>,
     /// The rows, one after the other.
     pub values: &'a [f32],
+}
+
+impl Block<'_> {
+    /// The block in pieces of at most so many floats, one row at least.
+    pub fn pieces(&self, floats: usize, mut work: impl FnMut(&Block<'_>) -> Result<()>) -> Result<()> {
+        let n = self.positions.len();
+        let dim = self.values.len() / n.max(1);
+        let step = (floats / dim.max(1)).max(1);
+        for start in (0..n).step_by(step) {
+            let range = start..n.min(start.saturating_add(step));
+            let values = &self.values[range.start * dim..range.end * dim];
+            work(&Block { layer: self.layer, positions: self.positions.slice(range), values })?;
+        }
+        Ok(())
+    }
 }
 
 /// What a reducer has gathered; its own type.

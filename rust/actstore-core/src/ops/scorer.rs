@@ -9,14 +9,20 @@
 //! | cos | w / norm of q | 1 / norm of x | | |
 //! | l2 | 2 w | 1 | -w qq | -w xx |
 //!
+//! Where rows stand for what a map makes of them ([`crate::ops::fold`]), q is the query that took the map,
+//! its products are less by what the query has with the map's mean, and norms are those of what is meant.
+//!
 //! The error of the products is at most `error_bound` times sum |w q x|, which Cauchy and Schwarz bound by
 //! the norms.
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use crate::error::{Error, Result};
 use crate::kernels::score_scalar::{FEW, WIDE, error_bound};
 use crate::kernels::{Scores, kernels};
+use crate::ops::fold::{Fold, Folded, fold};
 
 /// How a row and a query are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +78,9 @@ pub struct Queries<'a> {
     metric: Metric,
     combine: Combine,
     weights: Option<&'a [f64]>,
+    /// Whether scores are distances, negated.
+    distances: bool,
+    fold: Option<Fold<'a>>,
 }
 
 impl<'a> Queries<'a> {
@@ -110,7 +119,25 @@ impl<'a> Queries<'a> {
         if let Some(i) = values.iter().position(|v| v.is_nan()) {
             return Err(Error::invalid(format!("query {} holds a NaN", i / (across * dim))));
         }
-        Ok(Queries { values, n, by_layer: across > 1, layers, dim, metric, combine, weights })
+        let by_layer = across > 1;
+        Ok(Queries { values, n, by_layer, layers, dim, metric, combine, weights, distances: false, fold: None })
+    }
+
+    /// Scores of l2 become distances that are not squared, those of cos what they lack of 1 (in each layer);
+    /// both negated.
+    pub fn as_distances(mut self) -> Self {
+        self.distances = true;
+        self
+    }
+
+    /// Takes rows for what a map makes of them.
+    pub fn folded(mut self, fold: Fold<'a>, rows: usize) -> Result<Self> {
+        let needed = if self.metric == Metric::Dot { 0 } else { rows * self.layers };
+        if fold.norms.len() < needed {
+            return Err(Error::shape(format!("{} norms for {rows} rows of {} layers", fold.norms.len(), self.layers)));
+        }
+        self.fold = Some(fold);
+        Ok(self)
     }
 
     /// How many.
@@ -129,10 +156,18 @@ impl<'a> Queries<'a> {
 
     /// Some of the queries, made ready.
     pub fn prepare(&'a self, range: Range<usize>) -> Prepared<'a> {
-        let dot = kernels().scores.dot;
         let n = range.len();
-        let squares = range.clone().flat_map(|j| (0..self.layers).map(move |l| (j, l)));
-        let squares: Vec<f64> = squares.map(|(j, l)| dot(self.query(j, l), self.query(j, l))).collect();
+        let pairs: Vec<(usize, usize)> = range.clone().flat_map(|j| (0..self.layers).map(move |l| (j, l))).collect();
+        let folded: Vec<Folded> = match &self.fold {
+            None => Vec::new(),
+            Some(own) => pairs.par_iter().map(|(j, l)| fold(&own.maps, *l, self.query(*j, *l))).collect(),
+        };
+        let dot = kernels().scores.dot;
+        let squares: Vec<f64> = if self.fold.is_some() {
+            folded.iter().map(|folded| folded.square).collect()
+        } else {
+            pairs.iter().map(|(j, l)| dot(self.query(*j, *l), self.query(*j, *l))).collect()
+        };
         let scale = |j: usize, layer: usize| match (self.metric, squares[j * self.layers + layer]) {
             (Metric::Dot, _) => self.weight(layer),
             (Metric::L2, _) => 2.0 * self.weight(layer),
@@ -140,23 +175,44 @@ impl<'a> Queries<'a> {
             (Metric::Cos, square) => self.weight(layer) / square.sqrt(),
         };
         // One layer's scaled queries serve all, where nothing tells them apart.
-        let kinds = if self.by_layer || self.weights.is_some() { self.layers } else { 1 };
-        let packs = (0..kinds).map(|layer| self.pack(&range, layer, |j| scale(j, layer))).collect();
+        let alike = !self.by_layer && self.weights.is_none() && self.fold.is_none();
+        let kinds = if alike { 1 } else { self.layers };
+        let packs = (0..kinds).map(|layer| {
+            let scaled = |j: usize| -> Box<dyn Iterator<Item = f32> + '_> {
+                let scale = scale(j, layer);
+                match folded.get(j * self.layers + layer) {
+                    Some(folded) => Box::new(folded.vector.iter().map(move |q| (q * scale) as f32)),
+                    None => {
+                        let query = self.query(range.start + j, layer);
+                        Box::new(query.iter().map(move |q| (f64::from(*q) * scale) as f32))
+                    }
+                }
+            };
+            self.pack(n, scaled)
+        });
+        let packs = packs.collect();
+        let centers = (0..if folded.is_empty() { 0 } else { self.layers }).map(|layer| {
+            let mut centers = vec![0f32; n.next_multiple_of(WIDE)];
+            for (j, center) in centers.iter_mut().enumerate().take(n) {
+                *center = (folded[j * self.layers + layer].center * scale(j, layer)) as f32;
+            }
+            centers
+        });
+        let centers = centers.collect();
+        let means = folded.iter().take(self.layers).map(|folded| folded.mean_norm as f32 * 1.000_001).collect();
         let ballots: Vec<Range<usize>> = match self.combine {
             Combine::Sum => std::iter::once(0..self.layers).collect(),
             Combine::Max => (0..self.layers).map(|l| l..l + 1).collect(),
         };
-        let ballots = ballots.into_iter().map(|layers| self.ballot(layers, n, &squares, &scale)).collect();
-        Prepared { queries: self, first: range.start, n, packs, squares, ballots }
+        let own: Vec<f64> =
+            if folded.is_empty() { squares.clone() } else { folded.iter().map(|folded| folded.own).collect() };
+        let of = OfQueries { squares: &squares, own: &own, scale: &scale };
+        let ballots = ballots.into_iter().map(|layers| self.ballot(layers, n, &of)).collect();
+        Prepared { queries: self, first: range.start, n, packs, squares, folded, centers, means, ballots }
     }
 
     /// Scaled queries of a layer: in panels, `[dim, 16]` each, or as they are when they are few.
-    fn pack(&self, range: &Range<usize>, layer: usize, scale: impl Fn(usize) -> f64) -> Vec<f32> {
-        let n = range.len();
-        let scaled = |j: usize| {
-            let scale = scale(j);
-            self.query(range.start + j, layer).iter().map(move |q| (f64::from(*q) * scale) as f32)
-        };
+    fn pack<'b>(&self, n: usize, scaled: impl Fn(usize) -> Box<dyn Iterator<Item = f32> + 'b>) -> Vec<f32> {
         if n <= FEW {
             return (0..n).flat_map(scaled).collect();
         }
@@ -170,16 +226,18 @@ impl<'a> Queries<'a> {
         packed
     }
 
-    fn ballot(&self, layers: Range<usize>, n: usize, squares: &[f64], scale: &dyn Fn(usize, usize) -> f64) -> Ballot {
+    fn ballot(&self, layers: Range<usize>, n: usize, queries: &OfQueries<'_>) -> Ballot {
         let bound = error_bound(self.dim) + (2 * layers.len() + 16) as f64 * f64::from(f32::EPSILON);
         let weights: Vec<f64> = layers.clone().map(|l| self.weight(l)).collect();
         let heaviest = weights.iter().fold(0f64, |most, w| most.max(w.abs()));
         let mut slopes = vec![0f32; n.div_ceil(WIDE) * WIDE];
         let mut terms = Vec::with_capacity(n);
         for (j, slope) in (0..n).zip(&mut slopes) {
-            let of = |l: usize| squares[j * self.layers + l];
+            let at = |l: usize| j * self.layers + l;
+            let of = |l: usize| queries.squares[at(l)];
             // Norms of the scaled query.
-            let norms: Vec<f64> = layers.clone().map(|l| scale(j, l).abs() * of(l).sqrt()).collect();
+            let norms = layers.clone().map(|l| (queries.scale)(j, l).abs() * queries.own[at(l)].sqrt());
+            let norms: Vec<f64> = norms.collect();
             let hard = heaviest > Self::HEAVY || norms.iter().any(|n| *n != 0.0 && !Self::NORMAL.contains(n));
             let norm = norms.iter().map(|n| n * n).sum::<f64>().sqrt();
             let (shift, slack) = match self.metric {
@@ -190,13 +248,23 @@ impl<'a> Queries<'a> {
                     (terms().sum::<f64>(), bound * terms().map(f64::abs).sum::<f64>())
                 }
             };
-            if self.metric != Metric::Cos {
+            if self.metric != Metric::Cos || self.fold.is_some() {
                 *slope = (-1.001 * bound * norm) as f32;
             }
             terms.push(Term { shift, slack, hard });
         }
-        Ballot { metric: self.metric, layers, weights, bound, terms, slopes }
+        let (metric, distances, folded) = (self.metric, self.distances, self.fold.is_some());
+        Ballot { metric, distances, folded, layers, weights, bound, terms, slopes }
     }
+}
+
+/// What ballots are made of, by query and layer.
+struct OfQueries<'a> {
+    /// Squares of norms: of the query, or of what it is mapped to.
+    squares: &'a [f64],
+    /// Squares of norms of what is multiplied with rows.
+    own: &'a [f64],
+    scale: &'a dyn Fn(usize, usize) -> f64,
 }
 
 /// What does not depend on the row, for one query.
@@ -212,6 +280,8 @@ struct Term {
 /// The sum of some layers' scores.
 pub struct Ballot {
     metric: Metric,
+    distances: bool,
+    folded: bool,
     /// The layers.
     pub layers: Range<usize>,
     weights: Vec<f64>,
@@ -221,6 +291,11 @@ pub struct Ballot {
 }
 
 impl Ballot {
+    /// Whether it is the products of one layer as they are.
+    pub fn is_plain(&self) -> bool {
+        self.layers.len() == 1 && !self.divides() && !self.folded
+    }
+
     /// Whether products are divided by the row's norm.
     pub fn divides(&self) -> bool {
         self.metric == Metric::Cos
@@ -234,6 +309,12 @@ impl Ballot {
         }
         // A score that is rounded up to it has reached it too.
         let reached = f64::from(reached.min(f32::MAX));
+        let reached = match self.metric {
+            _ if !self.distances => reached,
+            Metric::L2 => -reached * reached * (1.0 + 4.0 * f64::from(f32::EPSILON)),
+            Metric::Cos => reached + self.layers.len() as f64,
+            Metric::Dot => reached,
+        };
         let roundings = 4.0 * f64::from(f32::EPSILON) * (reached.abs() + shift.abs());
         (reached + shift - slack - roundings - 1e-38) as f32
     }
@@ -243,18 +324,41 @@ impl Ballot {
         &self.slopes.as_chunks::<WIDE>().0[panel]
     }
 
-    /// Biases and norms of rows, from the squares of their norms by layer.
-    pub fn sides(&self, squares: &[Vec<f32>], dim: usize, biases: &mut [f32], norms: &mut [f32]) {
+    /// What is to be taken from a sum of products less its row's bias to come near the score, how near, for a
+    /// row of that norm and blur, and whether that holds.
+    pub fn near(&self, j: usize, norm: f32, blur: f32) -> (f64, f64, bool) {
+        let Term { shift, slack, hard } = self.terms[j];
+        let own = f64::from(-self.slopes[j]) * f64::from(norm) + f64::from(blur);
+        let shift = if self.distances && self.metric == Metric::Cos { shift + self.layers.len() as f64 } else { shift };
+        (shift, own + slack + 8.0 * f64::from(f32::EPSILON) * shift.abs() + 1e-37, hard)
+    }
+
+    /// Biases and norms of rows, and how far the biases are off at most.
+    pub fn sides(&self, rows: &RowNorms<'_>, dim: usize, biases: &mut [f32], norms: &mut [f32], blurs: &mut [f32]) {
         biases.fill(0.0);
+        blurs.fill(0.0);
         norms.fill(0.0);
-        if self.metric == Metric::Cos {
+        if self.metric == Metric::Cos && !self.folded {
             return;
         }
         for (l, w) in self.layers.clone().zip(&self.weights) {
-            let by = if self.metric == Metric::L2 { (w - 3.0 * self.bound * w.abs()) as f32 } else { 0.0 };
-            for ((square, bias), norm) in squares[l].iter().zip(&mut *biases).zip(&mut *norms) {
-                *bias += by * square;
-                *norm += square;
+            if self.metric == Metric::L2 {
+                let by = (w - 3.0 * self.bound * w.abs()) as f32;
+                let off = (8.0 * self.bound * w.abs()) as f32;
+                for ((bias, blur), square) in biases.iter_mut().zip(&mut *blurs).zip(&rows.meant[l]) {
+                    *bias += by * square;
+                    *blur += off * square;
+                }
+            }
+            if !self.folded {
+                norms.iter_mut().zip(&rows.squares[l]).for_each(|(norm, square)| *norm += square);
+                continue;
+            }
+            // The mean is taken away after the product, and rounds as it does.
+            for (i, (norm, square)) in norms.iter_mut().zip(&rows.squares[l]).enumerate() {
+                let by = if self.divides() { rows.inverses[l][i] } else { 1.0 };
+                let own = (square.sqrt() * 1.000_01 + rows.means[l]) * by;
+                *norm += own * own;
             }
         }
         // What underflowed may have been this much.
@@ -262,6 +366,18 @@ impl Ballot {
         let more = (1.0 + 3.0 * self.bound) as f32;
         norms.iter_mut().for_each(|norm| *norm = (*norm * more + lost).sqrt() * 1.000_001);
     }
+}
+
+/// What is known of some rows, by layer.
+pub struct RowNorms<'a> {
+    /// Squares of their norms.
+    pub squares: &'a [Vec<f32>],
+    /// Squares of the norms of what they stand for.
+    pub meant: &'a [Vec<f32>],
+    /// One over these norms.
+    pub inverses: &'a [Vec<f32>],
+    /// The norms of the means that their maps take away.
+    pub means: &'a [f32],
 }
 
 /// Some queries, ready to be scored.
@@ -273,6 +389,12 @@ pub struct Prepared<'a> {
     packs: Vec<Vec<f32>>,
     /// Of each query and layer.
     squares: Vec<f64>,
+    /// The same, taken through maps, where there are any.
+    folded: Vec<Folded>,
+    /// Of each layer, what a query's products are to be less.
+    centers: Vec<Vec<f32>>,
+    /// Of each layer, the norm of what its map takes away.
+    pub means: Vec<f32>,
     /// The sums of which the greatest is the score.
     pub ballots: Vec<Ballot>,
 }
@@ -293,20 +415,39 @@ impl Prepared<'_> {
         self.n <= FEW
     }
 
-    /// Scaled queries of a layer: a panel, or all of a few.
-    pub fn packed(&self, layer: usize, panel: usize) -> &[f32] {
+    /// Scaled queries of a layer: some panels, or all of a few.
+    pub fn packed(&self, layer: usize, panels: Range<usize>) -> &[f32] {
         let pack = &self.packs[layer.min(self.packs.len() - 1)];
         if self.are_few() {
             return pack;
         }
         let length = WIDE * self.queries.dim;
-        &pack[panel * length..(panel + 1) * length]
+        &pack[panels.start * length..panels.end * length]
+    }
+
+    /// What the products of a layer with a panel of queries are to be less, where rows are mapped.
+    pub fn centers(&self, layer: usize, panel: usize) -> Option<&[f32; WIDE]> {
+        self.centers.get(layer).map(|centers| &centers.as_chunks::<WIDE>().0[panel])
+    }
+
+    /// The norm of what a row at a position stands for in a layer, where rows are mapped.
+    pub fn meant(&self, position: usize, layer: usize) -> Option<f64> {
+        let fold = self.queries.fold.as_ref()?;
+        fold.norms.get(position * self.queries.layers + layer).copied()
+    }
+
+    /// Whether rows are mapped, and norms needed.
+    pub fn has_norms(&self) -> bool {
+        self.queries.fold.is_some() && self.queries.metric != Metric::Dot
     }
 
     /// The score of a row, given by layers, and the layer that decided it.
-    pub fn exact(&self, j: usize, row: &[&[f32]], scores: &Scores) -> (f64, u32) {
-        let Queries { layers, metric, combine, .. } = *self.queries;
+    pub fn exact(&self, j: usize, position: usize, row: &[&[f32]], scores: &Scores) -> (f64, u32) {
+        let Queries { layers, metric, combine, distances, .. } = *self.queries;
         let of = |l: usize| {
+            if let Some(folded) = self.folded.get(j * layers + l) {
+                return self.of_folded(folded, position, l, row[l], scores);
+            }
             let (q, x) = (self.queries.query(self.first + j, l), row[l]);
             match metric {
                 Metric::Dot => (scores.dot)(q, x),
@@ -317,7 +458,7 @@ impl Prepared<'_> {
                 }
             }
         };
-        match combine {
+        let (score, layer) = match combine {
             Combine::Sum => {
                 let term = |l: usize| self.queries.weights.map_or_else(|| of(l), |weights| weights[l] * of(l));
                 ((1..layers).fold(term(0), |sum, l| sum + term(l)), 0)
@@ -326,6 +467,26 @@ impl Prepared<'_> {
                 let score = of(l);
                 if score > best || score.is_nan() { (score, l as u32) } else { (best, layer) }
             }),
+        };
+        let score = match metric {
+            Metric::L2 if distances => -(-score).sqrt(),
+            Metric::Cos if distances && combine == Combine::Sum => score - layers as f64,
+            Metric::Cos if distances => score - 1.0,
+            _ => score,
+        };
+        (score, layer)
+    }
+
+    fn of_folded(&self, folded: &Folded, position: usize, layer: usize, row: &[f32], scores: &Scores) -> f64 {
+        let wide: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+        let product = (scores.dot64)(&folded.vector, &wide) - folded.center;
+        let norm = self.meant(position, layer).unwrap_or(0.0);
+        match self.queries.metric {
+            Metric::Dot => product,
+            // Equal vectors may come out a rounding apart.
+            Metric::L2 => -(folded.square + norm * norm - 2.0 * product).max(0.0),
+            Metric::Cos if folded.square == 0.0 || norm == 0.0 => 0.0,
+            Metric::Cos => product / (folded.square.sqrt() * norm),
         }
     }
 }

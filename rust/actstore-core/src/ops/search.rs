@@ -24,7 +24,9 @@ use crate::ops::topk::{Hit, Threshold, TopK};
 use crate::process::{Task, pool};
 
 /// Floats of a tile, all layers together: half the second-level cache of most machines.
-const TILE: usize = 48 << 10;
+pub const TILE: usize = 48 << 10;
+/// Rows that loops over panels take at once, in any instruction set.
+pub const STEP: usize = 12;
 /// Bytes that the threads' best hits may take; more queries are searched one batch after the other.
 const HEAP_BYTES: usize = 128 << 20;
 
@@ -62,7 +64,8 @@ pub fn search(source: &dyn Blocks, queries: &Queries<'_>, ask: &Ask<'_>, task: &
     let [rows, layers, _] = source.shape();
     task.expect((rows * layers * batches) as u64);
     for i in 0..batches {
-        let some = queries.prepare(i * batch..queries.n().min((i + 1) * batch));
+        let range = i * batch..queries.n().min((i + 1) * batch);
+        let some = pool.install(|| queries.prepare(range));
         let panels = some.n.div_ceil(WIDE);
         // Few groups are shared out by queries as well.
         let shares = (4 * threads).div_ceil(source.groups().max(1)).clamp(1, panels.max(1));
@@ -103,27 +106,30 @@ impl Found {
 
 /// Rows that have no score, each counted as often as it is in the selection.
 #[derive(Default)]
-struct Nan {
+pub struct Nan {
     /// Rows that hold a NaN.
-    rows: usize,
+    pub rows: usize,
     /// Positions of rows whose infinities make a NaN with some query.
-    undefined: BTreeSet<usize>,
+    pub undefined: BTreeSet<usize>,
     /// The first of them all.
     first: Option<i64>,
 }
 
 impl Nan {
-    fn see(&mut self, row: i64) {
+    /// A row that is one of them.
+    pub fn see(&mut self, row: i64) {
         self.first = Some(self.first.map_or(row, |first| first.min(row)));
     }
 
-    fn add(&mut self, mut other: Nan) {
+    /// Those of other rows.
+    pub fn add(&mut self, mut other: Nan) {
         self.rows += other.rows;
         self.undefined.append(&mut other.undefined);
         other.first.into_iter().for_each(|row| self.see(row));
     }
 
-    fn check(&self, ask: &Ask<'_>) -> Result<()> {
+    /// An error when there are any, unless they are to be left out.
+    pub fn check(&self, ask: &Ask<'_>) -> Result<()> {
         let count = self.rows + self.undefined.len();
         match self.first {
             Some(first) if !ask.skip_nan => Err(Error::invalid(format!(
@@ -187,7 +193,7 @@ impl Pass<'_> {
         let panels = panels * share / self.shares..panels * (share + 1) / self.shares;
         let layers: Vec<usize> = (0..n_layers).collect();
         let positions = self.source.positions(group);
-        let step = (TILE / (n_layers * dim) / 6 * 6).max(6);
+        let step = (TILE / (n_layers * dim) / STEP * STEP).max(STEP);
         buffers.resize_with(n_layers, Vec::new);
         self.source.with_group(group, &layers, &mut |decoded| {
             for start in (0..positions.len()).step_by(step) {
@@ -233,10 +239,11 @@ impl Pass<'_> {
         // Rows that nobody has fetched yet are best read by the loop over norms, in one row: the panel
         // loop's six streams would wait for each page.
         let after = queries.are_few() || fetched;
+        let first = panels.start..panels.end.min(panels.start + 2);
         if after {
-            tile.multiply(rows, queries, panels.start, coming, scores);
+            tile.multiply(rows, queries, first.clone(), coming, scores);
         }
-        tile.measure(rows, queries, scores);
+        tile.measure(rows, queries, |i| rows_of(i).0, scores);
         for i in tile.hard() {
             let x = row(i);
             if x.iter().any(|x| x.iter().any(|v| v.is_nan())) {
@@ -248,14 +255,15 @@ impl Pass<'_> {
                 continue;
             }
             for j in panels.start * WIDE..queries.n.min(panels.end * WIDE) {
-                self.take(j, rows_of(i), queries.exact(j, &x, scores), hits);
+                self.take(j, rows_of(i), queries.exact(j, rows_of(i).0, &x, scores), hits);
             }
         }
+        if !after {
+            tile.multiply(rows, queries, first.clone(), coming, scores);
+        }
         for panel in panels.clone() {
-            if panel > panels.start {
-                tile.multiply(rows, queries, panel, &[], scores);
-            } else if !after {
-                tile.multiply(rows, queries, panel, coming, scores);
+            if panel >= first.end && (panel - first.start).is_multiple_of(2) {
+                tile.multiply(rows, queries, panel..panels.end.min(panel + 2), &[], scores);
             }
             tile.compare(queries, panel, |j| self.thresholds[j].get(), scores);
             for i in 0..rows[0].len() / dim {
@@ -270,7 +278,7 @@ impl Pass<'_> {
                     let j = panel * WIDE + slot;
                     // What is to be beaten may have risen since.
                     if tile.passes(i, queries, panel, slot, self.thresholds[j].get()) {
-                        self.take(j, rows_of(i), queries.exact(j, &x, scores), hits);
+                        self.take(j, rows_of(i), queries.exact(j, rows_of(i).0, &x, scores), hits);
                     }
                 }
             }

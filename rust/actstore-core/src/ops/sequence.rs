@@ -52,7 +52,7 @@ impl Examples {
     }
 
     /// The example that a position is of.
-    fn of(&self, position: usize) -> usize {
+    pub fn of(&self, position: usize) -> usize {
         self.offset.partition_point(|first| *first <= position) - 1
     }
 }

@@ -1,0 +1,179 @@
+//! Scores of rows against queries with AVX-512.
+//!
+//! The panel loop holds twelve rows by two panels of sixteen queries in twenty-four registers: for each dim
+//! two loads and twelve broadcasts feed twenty-four multiply-adds. One panel alone has a broadcast for each
+//! multiply-add, and is limited by the load ports.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::score_avx2::{Fetch, SCORES as AVX2};
+use super::score_scalar::{DEEP, WIDE};
+use super::{Dot64, Scores};
+
+/// Rows that the panel loop holds at once.
+const TALL: usize = 12;
+
+/// The loops; few queries wait for memory, whatever the registers.
+pub const SCORES: Scores = Scores {
+    dot64: DOT64,
+    squares: detected!(squares(rows: &[f32], dim: usize, out: &mut [f32])),
+    panel: detected!(panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], coming: &[f32])),
+    raise: detected!(raise(scores: &[f32], biases: &[f32], best: &mut [f32; WIDE])),
+    work: detected!(work(rounds: usize) -> f64),
+    ..AVX2
+};
+
+const DOT64: Dot64 = detected!(dot64(a: &[f64], b: &[f64]) -> f64);
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(floats: &[f32; 16]) -> __m512 {
+    // SAFETY: sixteen floats are there, and the load needs no alignment.
+    unsafe { _mm512_loadu_ps(floats.as_ptr()) }
+}
+
+#[target_feature(enable = "avx512f")]
+fn dot64(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sum = _mm512_setzero_pd();
+    for (a, b) in a.iter().zip(b) {
+        // SAFETY: eight doubles are there, and the loads need no alignment.
+        let (a, b) = unsafe { (_mm512_loadu_pd(a.as_ptr()), _mm512_loadu_pd(b.as_ptr())) };
+        sum = _mm512_add_pd(sum, _mm512_mul_pd(a, b));
+    }
+    let mut sums = [0f64; 8];
+    // SAFETY: eight doubles are there, and the store needs no alignment.
+    unsafe { _mm512_storeu_pd(sums.as_mut_ptr(), sum) };
+    for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum += a * b;
+    }
+    super::score_scalar::pairwise(sums)
+}
+
+#[target_feature(enable = "avx512f")]
+fn squares(rows: &[f32], dim: usize, out: &mut [f32]) {
+    for (row, out) in rows.chunks_exact(dim).zip(out) {
+        let (wide, rest) = row.as_chunks::<64>();
+        let mut sums = [_mm512_setzero_ps(); 4];
+        for floats in wide {
+            for (sum, x) in sums.iter_mut().zip(floats.as_chunks::<16>().0) {
+                let x = load(x);
+                *sum = _mm512_fmadd_ps(x, x, *sum);
+            }
+        }
+        let [a, b, c, d] = sums;
+        let tail: f32 = rest.iter().map(|x| x * x).sum();
+        *out = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d))) + tail;
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], coming: &[f32]) {
+    let n = rows.len() / dim;
+    let panels = packed.len() / (dim * WIDE);
+    assert!(rows.len() == n * dim && packed.len() == panels * dim * WIDE && out.len() >= panels * n * WIDE);
+    let mut fetch = Fetch::new(coming);
+    let (one, two) = packed.split_at(dim * WIDE);
+    let (out_one, out_two) = out.split_at_mut(n * WIDE);
+    if two.is_empty() {
+        panels_of::<1>(rows, dim, [one], [out_one], &mut fetch);
+    } else {
+        panels_of::<2>(rows, dim, [one, two], [out_one, out_two], &mut fetch);
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn panels_of<const P: usize>(
+    rows: &[f32],
+    dim: usize,
+    packed: [&[f32]; P],
+    mut out: [&mut [f32]; P],
+    fetch: &mut Fetch<'_>,
+) {
+    let n = rows.len() / dim;
+    let blocks = dim.div_ceil(DEEP);
+    for block in 0..blocks {
+        let dims = dim * block / blocks..dim * (block + 1) / blocks;
+        let mut row = 0;
+        while row + TALL <= n {
+            if fetch.is_empty() {
+                tile::<TALL, P, false>(rows, dim, packed, &mut out, row, &dims, fetch);
+            } else {
+                fetch.touch(TALL * dims.len());
+                tile::<TALL, P, true>(rows, dim, packed, &mut out, row, &dims, fetch);
+            }
+            row += TALL;
+        }
+        while row + 4 <= n {
+            tile::<4, P, false>(rows, dim, packed, &mut out, row, &dims, fetch);
+            row += 4;
+        }
+        while row < n {
+            tile::<1, P, false>(rows, dim, packed, &mut out, row, &dims, fetch);
+            row += 1;
+        }
+    }
+}
+
+/// Rows `row..row + T` by the panels, over some dims; the first dims set `out`, the others add to it. With
+/// `FETCH`, as many floats are fetched as rows are read.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn tile<const T: usize, const P: usize, const FETCH: bool>(
+    rows: &[f32],
+    dim: usize,
+    packed: [&[f32]; P],
+    out: &mut [&mut [f32]; P],
+    row: usize,
+    dims: &std::ops::Range<usize>,
+    fetch: &mut Fetch<'_>,
+) {
+    /// Dims between fetches: half a line of each row.
+    const EVERY: usize = 8;
+    let x = rows[row * dim..(row + T) * dim].as_ptr();
+    let q = packed.map(|panel| panel[dims.start * WIDE..dims.end * WIDE].as_ptr());
+    let mut sums = [[_mm512_setzero_ps(); P]; T];
+    for k in 0..dims.len() {
+        if FETCH && k % EVERY == 0 {
+            fetch.lines(T * EVERY / Fetch::LINE);
+        }
+        // SAFETY: `k < dims.len()`, and each panel's slice has `dims.len()` times sixteen floats.
+        let q = q.map(|q| unsafe { _mm512_loadu_ps(q.add(k * WIDE)) });
+        for (t, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: `t < T` rows of `dim` floats are there, and `dims` ends at `dim` at most.
+            let x = _mm512_set1_ps(unsafe { *x.add(t * dim + dims.start + k) });
+            for p in 0..P {
+                sums[p] = _mm512_fmadd_ps(x, q[p], sums[p]);
+            }
+        }
+    }
+    for (p, out) in out.iter_mut().enumerate() {
+        let out = out[row * WIDE..(row + T) * WIDE].as_chunks_mut::<WIDE>().0;
+        for (sums, out) in sums.iter().zip(out) {
+            let whole = if dims.start == 0 { sums[p] } else { _mm512_add_ps(load(out), sums[p]) };
+            // SAFETY: sixteen floats are there, and the store needs no alignment.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), whole) };
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn raise(scores: &[f32], biases: &[f32], best: &mut [f32; WIDE]) {
+    super::score_scalar::raise_by(scores, biases, best);
+}
+
+/// As many multiply-adds as the units take, in twelve chains, of which each waits for its last.
+#[target_feature(enable = "avx512f")]
+fn work(rounds: usize) -> f64 {
+    let (a, b) = (_mm512_set1_ps(std::hint::black_box(0.5)), _mm512_set1_ps(std::hint::black_box(1.0)));
+    let mut sums = [_mm512_setzero_ps(); 12];
+    for _ in 0..rounds {
+        for s in &mut sums {
+            *s = _mm512_fmadd_ps(*s, a, b);
+        }
+    }
+    std::hint::black_box(sums.into_iter().map(|s| _mm512_reduce_add_ps(s)).sum::<f32>());
+    (rounds * 12 * 16 * 2) as f64
+}

@@ -1,0 +1,334 @@
+//! Means and second moments of rows: of each dim, or of each pair of dims; of all rows, or by group.
+//!
+//! Rows are summed in pieces of at most [`PIECE`] rows of one group. The mean of a piece is taken away
+//! before anything is squared, and pieces merge as in Chan, Golub and LeVeque (1983): the product of the
+//! difference of two means with itself is added, which is one more row of products. So nothing cancels,
+//! however far from zero the values are. Products of a window of pieces are shared out among the threads
+//! by blocks of the matrix, which is there once.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::ops::gather::Gatherer;
+use crate::ops::panels::{Packed, Panel, pack_wide, parts, push_mean};
+use crate::ops::scan::{Block, State, take_state};
+
+/// Rows of a piece at most: few enough for float32 sums to stay exact to their last digits, enough for
+/// adding them to the matrix to cost nothing.
+pub const PIECE: usize = 256;
+
+/// What to sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The squares of each dim.
+    Diagonal,
+    /// The products of each pair of dims, in float64.
+    Full64,
+    /// The same, in float32 within a piece.
+    Full32,
+}
+
+/// Which group each row is of.
+#[derive(Clone, Copy)]
+pub struct Groups<'a> {
+    /// By position.
+    pub labels: &'a [u32],
+    /// How many there are; labels are less.
+    pub n: usize,
+}
+
+/// How rows and layers are called in errors.
+#[derive(Clone, Copy)]
+pub struct Names<'a> {
+    /// The layers.
+    pub layers: &'a [i64],
+    /// Each row of the array; its number without.
+    pub rows: Option<&'a [i64]>,
+}
+
+/// The moments so far.
+#[derive(Debug)]
+pub struct Sums {
+    /// Rows of each group.
+    pub n: Vec<u64>,
+    /// Means, `[layers, groups, dim]`; zeros for groups without rows.
+    pub mean: Vec<f64>,
+    /// Sums of products of deviations from the mean, `[layers, groups, dim]` or `[layers, groups, dim, dim]`.
+    pub second: Vec<f64>,
+}
+
+/// The gatherer.
+pub struct Covariance<'a> {
+    kind: Kind,
+    groups: Option<Groups<'a>>,
+    names: Names<'a>,
+    dim: usize,
+    row: &'a (dyn Fn(usize) -> usize + Sync),
+    sums: Mutex<Sums>,
+    /// Rows of a layer that are not finite: how many, and the first.
+    wrong: Mutex<(usize, usize)>,
+    spare: Mutex<Vec<Ready>>,
+}
+
+/// Rows of a group of blocks, in pieces.
+#[derive(Default)]
+struct Ready {
+    pieces: Vec<Piece>,
+    /// `[pieces, dim]`.
+    means: Vec<f64>,
+    /// Squares, `[pieces, dim]`; or the panels of each piece.
+    squares: Vec<f64>,
+    panels64: Packed<f64>,
+    panels32: Packed<f32>,
+}
+
+#[derive(Clone, Copy)]
+struct Piece {
+    group: usize,
+    rows: usize,
+    /// Where its panels begin; pieces of one row have none.
+    at: usize,
+}
+
+impl<'a> Covariance<'a> {
+    /// Of no rows yet; `row` gives the row of the array at a position.
+    pub fn new(
+        kind: Kind,
+        groups: Option<Groups<'a>>,
+        names: Names<'a>,
+        [rows, layers, dim]: [usize; 3],
+        row: &'a (dyn Fn(usize) -> usize + Sync),
+    ) -> Result<Self> {
+        let n_groups = groups.map_or(1, |groups| groups.n);
+        if let Some(groups) = groups
+            && (groups.labels.len() != rows || groups.labels.iter().any(|label| *label as usize >= groups.n))
+        {
+            return Err(Error::invalid(format!("{} labels below {} for {rows} rows", groups.labels.len(), groups.n)));
+        }
+        if names.layers.len() != layers {
+            return Err(Error::shape(format!("{} names for {layers} layers", names.layers.len())));
+        }
+        let each = layers * n_groups * dim;
+        let second = if kind == Kind::Diagonal { each } else { each * dim };
+        let sums = Sums { n: vec![0; n_groups], mean: vec![0.0; each], second: vec![0.0; second] };
+        let wrong = Mutex::new((0, usize::MAX));
+        Ok(Covariance { kind, groups, names, dim, row, sums: Mutex::new(sums), wrong, spare: Mutex::default() })
+    }
+
+    /// What was summed.
+    pub fn into_sums(self) -> Sums {
+        self.sums.into_inner().expect("no panic while held")
+    }
+
+    /// A piece of rows that follow one another.
+    fn piece(&self, packed: &mut Ready, group: usize, values: &[f32]) {
+        let (dim, n) = (self.dim, values.len() / self.dim);
+        let first = packed.means.len();
+        push_mean(values, dim, &mut packed.means);
+        let mean = &packed.means[first..];
+        let at = match self.kind {
+            Kind::Diagonal => {
+                let at = packed.squares.len();
+                packed.squares.resize(at + dim, 0.0);
+                for row in values.chunks_exact(dim) {
+                    for ((sum, x), mean) in packed.squares[at..].iter_mut().zip(row).zip(mean) {
+                        let away = f64::from(*x) - mean;
+                        *sum += away * away;
+                    }
+                }
+                at
+            }
+            _ if n == 1 => 0,
+            Kind::Full64 => packed.panels64.push(values, dim, mean),
+            Kind::Full32 => packed.panels32.push(values, dim, mean),
+        };
+        packed.pieces.push(Piece { group, rows: n, at });
+    }
+
+    /// Counts rows that are not finite.
+    fn find_wrong(&self, block: &Block<'_>) {
+        let mut wrong = self.wrong.lock().expect("no panic while held");
+        for (i, row) in block.values.chunks_exact(self.dim).enumerate() {
+            if row.iter().any(|x| !x.is_finite()) {
+                wrong.0 += 1;
+                wrong.1 = wrong.1.min((self.row)(block.positions.get(i)));
+            }
+        }
+    }
+
+    /// Merges means, and gives the row that each piece adds to the products of its group.
+    fn merge(&self, sums: &mut Sums, layer: usize, packed: &[Ready]) -> BTreeMap<usize, Vec<f64>> {
+        let (dim, n_groups) = (self.dim, sums.n.len());
+        let mut between: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        for packed in packed {
+            for (piece, mean) in packed.pieces.iter().zip(packed.means.chunks_exact(dim)) {
+                let at = layer * n_groups + piece.group;
+                let (before, more) = (sums.n[piece.group] as f64, piece.rows as f64);
+                let share = more / (before + more);
+                let by = (before * share).sqrt();
+                let whole = &mut sums.mean[at * dim..(at + 1) * dim];
+                let away = whole.iter_mut().zip(mean).map(|(whole, mean)| {
+                    let away = mean - *whole;
+                    *whole += away * share;
+                    by * away
+                });
+                if self.kind == Kind::Diagonal {
+                    let second = sums.second[at * dim..(at + 1) * dim].iter_mut();
+                    let own = &packed.squares[piece.at..piece.at + dim];
+                    second.zip(own).zip(away).for_each(|((sum, own), away)| *sum += own + away * away);
+                } else if before == 0.0 {
+                    away.for_each(drop);
+                } else {
+                    between.entry(piece.group).or_default().extend(away);
+                }
+                sums.n[piece.group] += piece.rows as u64;
+            }
+        }
+        between
+    }
+
+    /// Adds the products of a window's pieces.
+    fn multiply<T: Panel>(
+        &self,
+        second: &mut [f64],
+        packed: &[Ready],
+        between: &BTreeMap<usize, Vec<f64>>,
+        panels: impl Fn(&Ready) -> &Packed<T>,
+    ) {
+        let dim = self.dim;
+        let mut extra: BTreeMap<usize, Vec<T>> = BTreeMap::new();
+        for (group, rows) in between {
+            extra.insert(*group, pack_wide(rows, dim));
+        }
+        let mut pieces: BTreeMap<usize, Vec<(usize, &[T])>> = BTreeMap::new();
+        for packed in packed {
+            for piece in packed.pieces.iter().filter(|piece| piece.rows > 1) {
+                let own = panels(packed).get(piece.at, piece.rows, dim);
+                pieces.entry(piece.group).or_default().push((piece.rows, own));
+            }
+        }
+        for (group, panels) in &extra {
+            pieces.entry(*group).or_default().push((between[group].len() / dim, panels));
+        }
+        let mut work = Vec::new();
+        for (group, matrix) in second.chunks_exact_mut(dim * dim).enumerate() {
+            if let Some(pieces) = pieces.get(&group) {
+                let threads = rayon::current_num_threads();
+                work.extend(parts::<T>(matrix, [dim, dim], true, threads).into_iter().map(|part| (pieces, part)));
+            }
+        }
+        work.into_par_iter().with_max_len(1).for_each(|(pieces, mut part)| {
+            for (rows, panels) in pieces {
+                part.add_products(*rows, [panels, panels], true);
+            }
+        });
+    }
+}
+
+impl Gatherer for Covariance<'_> {
+    fn pack(&self, block: &Block<'_>) -> Result<State> {
+        let dim = self.dim;
+        let mut packed = self.spare.lock().expect("no panic while held").pop().unwrap_or_default();
+        packed.clear();
+        if dim == 0 {
+            return Ok(Box::new(packed));
+        }
+        if let Some(groups) = self.groups {
+            let label = |i: usize| groups.labels[block.positions.get(i)];
+            let mut order: Vec<usize> = (0..block.positions.len()).collect();
+            order.sort_by_key(|i| label(*i));
+            let mut rows = Vec::new();
+            for of_group in order.chunk_by(|a, b| label(*a) == label(*b)) {
+                for piece in evenly(of_group.len()) {
+                    rows.clear();
+                    let picked = of_group[piece].iter();
+                    rows.extend(picked.flat_map(|i| &block.values[i * dim..(i + 1) * dim]));
+                    self.piece(&mut packed, label(of_group[0]) as usize, &rows);
+                }
+            }
+        } else {
+            for piece in evenly(block.positions.len()) {
+                self.piece(&mut packed, 0, &block.values[piece.start * dim..piece.end * dim]);
+            }
+        }
+        if packed.means.iter().any(|mean| !mean.is_finite()) {
+            self.find_wrong(block);
+            packed.clear();
+        }
+        Ok(Box::new(packed))
+    }
+
+    fn take(&self, layer: usize, packed: Vec<State>) -> Result<()> {
+        let packed: Vec<Ready> = packed.into_iter().map(take_state::<Ready>).collect();
+        let mut sums = self.sums.lock().expect("no panic while held");
+        let between = self.merge(&mut sums, layer, &packed);
+        let each = sums.n.len() * self.dim * self.dim;
+        if self.kind != Kind::Diagonal && each > 0 {
+            let second = &mut sums.second[layer * each..(layer + 1) * each];
+            if self.kind == Kind::Full64 {
+                self.multiply(second, &packed, &between, |packed| &packed.panels64);
+            } else {
+                self.multiply(second, &packed, &between, |packed| &packed.panels32);
+            }
+        }
+        self.spare.lock().expect("no panic while held").extend(packed);
+        Ok(())
+    }
+
+    fn end(&self, layer: usize) -> Result<()> {
+        let (count, first) = *self.wrong.lock().expect("no panic while held");
+        if count > 0 {
+            let first = self.names.rows.map_or(first as i64, |names| names[first]);
+            return Err(Error::invalid(format!(
+                "{count} {} of layer {} NaN or infinite, the first is row {first}: select the others",
+                if count == 1 { "row" } else { "rows" },
+                format_args!("{} {}", self.names.layers[layer], if count == 1 { "is" } else { "are" }),
+            )));
+        }
+        let mut sums = self.sums.lock().expect("no panic while held");
+        let dim = self.dim;
+        let each = sums.n.len() * dim * dim;
+        if self.kind != Kind::Diagonal && each > 0 {
+            sums.second[layer * each..(layer + 1) * each].par_chunks_exact_mut(dim * dim).for_each(|matrix| {
+                mirror(matrix, dim);
+            });
+        }
+        if layer + 1 < self.names.layers.len() {
+            sums.n.fill(0);
+        }
+        Ok(())
+    }
+}
+
+impl Ready {
+    fn clear(&mut self) {
+        self.pieces.clear();
+        self.means.clear();
+        self.squares.clear();
+        self.panels64.clear();
+        self.panels32.clear();
+    }
+}
+
+/// `n` rows in as few pieces as can be, of nearly the same length.
+pub fn evenly(n: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let pieces = n.div_ceil(PIECE);
+    (0..pieces).map(move |i| n * i / pieces..n * (i + 1) / pieces)
+}
+
+/// Copies what is above the diagonal to below it.
+fn mirror(matrix: &mut [f64], dim: usize) {
+    /// Columns that are read together, so that each line of memory is read once.
+    const SIDE: usize = 64;
+    for from in (0..dim).step_by(SIDE) {
+        for row in from + 1..dim {
+            let (above, below) = matrix.split_at_mut(row * dim);
+            for column in from..row.min(from + SIDE) {
+                below[column] = above[column * dim + row];
+            }
+        }
+    }
+}
