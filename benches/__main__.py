@@ -18,9 +18,9 @@ from .measure import Case, Report, interleave
 from .threads import THREADS, pin
 
 STORE_FIGURES = ("write", "disk", "ratio", "layer", "raw", "gather")
-PASS_FIGURES = ("scan", "pool", "search", "filter", "feed")
+PASS_FIGURES = ("scan", "pool", "search", "filter", "feed", "moments", "neighbors", "whiten")
 QUICK_ROWS = {"minilm": 16_384, "synthetic": 4_096, "long": 20_000}
-FIGURES = ("machine", *STORE_FIGURES, "open", *PASS_FIGURES, "memory", "capture")
+FIGURES = ("machine", *STORE_FIGURES, "open", *PASS_FIGURES, "memory", "maxsim", "capture")
 
 
 def main() -> None:
@@ -55,13 +55,27 @@ def main() -> None:
 def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) -> None:
     """The figures that were asked for, one data set in memory at a time."""
     # Late: torch and the peers take seconds, and --help should not.
-    from . import capturing, feeding, filtering, pooling, reading, scanning, searching, store, writing
+    from . import (
+        capturing,
+        feeding,
+        filtering,
+        late_interaction,
+        moments,
+        neighbours,
+        pooling,
+        reading,
+        scanning,
+        searching,
+        store,
+        whitening,
+        writing,
+    )
 
     wanted = options.only or FIGURES
     rounds = (
-        store.Rounds(read=5, scan=3, write=3, disk=1)
+        store.Rounds(read=5, scan=3, write=3, disk=1, slow=1)
         if options.quick
-        else store.Rounds(read=11, scan=7, write=5, disk=3)
+        else store.Rounds(read=11, scan=7, write=5, disk=3, slow=3)
     )
     on_disk = disk if _filesystem(disk) not in ("tmpfs", "ramfs") else None
     if "disk" in wanted and on_disk is None:
@@ -82,6 +96,9 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
         "search": searching.search,
         "filter": filtering.filtered,
         "feed": feeding.feed,
+        "moments": moments.moments,
+        "neighbors": neighbours.neighbours,
+        "whiten": whitening.whitened,
     }
     for name in options.data or data.NAMES:
         for dtype in options.dtype or data.DTYPES:
@@ -105,6 +122,8 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
                     # 20 times the limit in a full run, 4 in a quick one, counted in float32.
                     store.anonymous_memory(bench, repeats=5)
             del loaded, bench
+    if "maxsim" in wanted:
+        late_interaction.maxsim(report, tmpfs, rounds.read, options.quick)
     if "capture" in wanted:
         capturing.capturing(report, tmpfs, options.quick)
 
@@ -147,7 +166,7 @@ def describe(tmpfs: Path, disk: Path) -> dict[str, str]:
         cpu = names[0] if names else cpu
     packages = (
         *("actstore", "tensorstore", "zarr", "numcodecs", "numpy", "torch", "zstandard"),
-        *("faiss-cpu", "safetensors"),
+        *("faiss-cpu", "safetensors", "scikit-learn", "maxsim-cpu", "usearch"),
     )
     return {
         "cpu": f"{cpu}, {THREADS} of {os.cpu_count()} cores used",

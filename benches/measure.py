@@ -68,6 +68,12 @@ def interleave(cases: Mapping[str, Case], rounds: int, warm: bool = True) -> dic
     return samples
 
 
+def fastest(cases: Mapping[str, Case], rounds: int = 3) -> str:
+    """The name of the case that was fastest once, of several ways to do the same."""
+    samples = interleave(cases, rounds)
+    return min(samples, key=lambda name: min(samples[name]))
+
+
 @dataclass
 class Report:
     """The lines so far; each figure is printed as soon as it is known."""

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from .threads import THREADS, pin
 POLL_SECONDS = 0.001
 SLICE_ROWS = 4096
 BATCH_ROWS = 1024
+MOMENTS_ROWS = 20_000  # 1.3 GB in float32; more would take minutes and no more memory
+NEIGHBORS_ROWS = 8192  # 537 MB likewise
+WHITENED_DIMS = 256
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -149,8 +153,61 @@ def batches(path: str) -> None:
         pass
 
 
+def moments(path: str, precision: Literal["float64", "float32"]) -> None:
+    """The covariances of all layers, of some rows."""
+    import actstore
+
+    site = actstore.open(path)["resid"].select(tokens=slice(0, MOMENTS_ROWS))
+    _go()
+    site.moments(precision=precision, threads=THREADS)
+
+
+def maxsim(path: str) -> None:
+    """The best examples for four queries of 32 vectors, the scores of all layers added up."""
+    import actstore
+
+    site = actstore.open(path)["resid"]
+    _, layers, dim = site.shape
+    queries = np.random.default_rng(0).standard_normal((4, 32, layers, dim), dtype=np.float32)
+    _go()
+    site.maxsim(list(queries), k=10, threads=THREADS)
+
+
+def neighbors(path: str) -> None:
+    """The nearest others of each of some rows, all layers side by side."""
+    import actstore
+
+    site = actstore.open(path)["resid"].select(tokens=slice(0, NEIGHBORS_ROWS))
+    _go()
+    site.neighbors(k=10, threads=THREADS)
+
+
+def whitened(path: str) -> None:
+    """Exact top-10 by cosine in a whitened space, the norms of all rows computed first."""
+    import actstore
+
+    site = actstore.open(path)["resid"]
+    _, layers, dim = site.shape
+    rng = np.random.default_rng(0)
+    # Directions that are drawn: fitting them takes minutes at this width, and is not what is looked at.
+    components = np.stack(
+        [np.linalg.qr(rng.standard_normal((dim, WHITENED_DIMS)))[0].T for _ in range(layers)]
+    )
+    variance, rank = np.ones((layers, WHITENED_DIMS)), np.full(layers, WHITENED_DIMS)
+    whitener = actstore.Whitener(
+        site.layers, "pca", np.zeros((layers, dim)), components, variance, rank, len(site)
+    )
+    queries = rng.standard_normal((32, layers, dim), dtype=np.float32)
+    _go()
+    site.search(queries, k=10, metric="cos", transform=whitener, threads=THREADS)
+
+
 TASKS: dict[str, Callable[..., None]] = {
-    task.__name__: task for task in (read_slices, read_layer, write, scan, pool, search, batches)
+    task.__name__: task
+    for task in (
+        *(read_slices, read_layer, write, scan, pool, search, batches),
+        *(moments, maxsim, neighbors, whitened),
+    )
 }
 
 if __name__ == "__main__":

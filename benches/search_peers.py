@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import faiss
 import numpy as np
@@ -74,7 +75,7 @@ class TorchTopK:
     def search(self, queries: NDArray[np.float32], k: int = K) -> Found:
         given = torch.from_numpy(queries)
         scores, rows = [], []
-        with _two_threads():
+        with two_threads():
             for number, block in enumerate(self.blocks):
                 best, at = (given @ block.T).topk(min(k, len(block)), dim=1)
                 scores.append(best)
@@ -112,7 +113,7 @@ def brute_force(array: NDArray[np.float32], queries: NDArray[np.float32], k: int
     given = torch.from_numpy(queries).double()
     best = torch.empty(len(queries), 0, dtype=torch.double)
     rows = torch.empty(len(queries), 0, dtype=torch.long)
-    with _two_threads():
+    with two_threads():
         for start in range(0, len(array), BLOCK_ROWS):
             block = torch.from_numpy(array[start : start + BLOCK_ROWS]).double()
             found = given @ block.T
@@ -127,14 +128,19 @@ def brute_force(array: NDArray[np.float32], queries: NDArray[np.float32], k: int
 
 
 def _scores(rows: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Dot products ``[n]`` with 8 accumulators by index mod 8, summed pairwise, rounded once."""
-    products = rows.astype(np.float64) * query.astype(np.float64)
-    padded = np.zeros((len(rows), -(-products.shape[1] // 8), 8))
-    padded.reshape(len(rows), -1)[:, : products.shape[1]] = products
-    sums = np.add.accumulate(padded, axis=1)[:, -1]
-    while sums.shape[1] > 1:
-        sums = sums[:, 0::2] + sums[:, 1::2]
-    return sums[:, 0].astype(np.float32)
+    """Dot products ``[n]``, rounded once."""
+    return lane_sums(rows.astype(np.float64) * query.astype(np.float64)).astype(np.float32)
+
+
+def lane_sums(terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sums over the last axis with 8 accumulators by index mod 8, these added pairwise."""
+    before, dim = terms.shape[:-1], terms.shape[-1]
+    padded = np.zeros((*before, -(-dim // 8) * 8))
+    padded[..., :dim] = terms
+    sums = np.add.accumulate(padded.reshape(*before, -1, 8), axis=-2)[..., -1, :]
+    while sums.shape[-1] > 1:
+        sums = sums[..., 0::2] + sums[..., 1::2]
+    return sums[..., 0]
 
 
 def check_exact(name: str, found: Found, expected: Found) -> None:
@@ -145,13 +151,18 @@ def check_exact(name: str, found: Found, expected: Found) -> None:
 
 def check_close(name: str, found: Found, expected: Found) -> None:
     """Fail unless the scores, computed in float32, are within rounding of the brute force's."""
-    scale = np.abs(expected[0]).max(axis=1, keepdims=True)
-    if (np.abs(found[0] - expected[0]) > 1e-5 * scale).any():
+    check_scores(name, found[0], expected[0])
+
+
+def check_scores(name: str, found: NDArray[Any], expected: NDArray[Any]) -> None:
+    """The same of scores alone, ``[nq, any]``, relative to each query's greatest."""
+    scale = np.abs(expected).max(axis=1, keepdims=True)
+    if found.shape != expected.shape or not (np.abs(found - expected) <= 1e-5 * scale).all():
         raise AssertionError(f"{name}: scores are not those of the brute force")
 
 
 @contextmanager
-def _two_threads() -> Iterator[None]:
+def two_threads() -> Iterator[None]:
     """torch's own pool for the products; everywhere else blocks are spread over threads of ours."""
     torch.set_num_threads(THREADS)
     try:

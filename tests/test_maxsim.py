@@ -98,7 +98,8 @@ def test_any_values(seed: int) -> None:
                 threads=threads,
             )
         except errors.InvalidInputError as error:
-            assert "NaN" in str(error) and not np.isfinite(vectors).all()
+            if np.isfinite(vectors).all() or "NaN" not in str(error):
+                raise
             return
         same(hits, wanted, case.what)
 
@@ -124,7 +125,9 @@ def test_examples_across_chunks_and_shards(tmp_path: Path, codec: Any, metric: A
         some = [query[:, None] for query in queries]
         wanted = brute(rows[:, layers], offset, some, 6, metric)
         for threads in (1, 2, 5):
-            same(site.select(layers=layers).maxsim(queries, 6, metric=metric, threads=threads), wanted, layers)
+            same(
+                site.select(layers=layers).maxsim(queries, 6, metric=metric, threads=threads), wanted, layers
+            )
 
 
 def test_filters(tmp_path: Path) -> None:
@@ -205,7 +208,7 @@ def test_nan() -> None:
     rows[[7, 30, 31]] = np.nan
     offset = [0, 10, 30, 32, 50]
     query = rng.normal(size=(3, 8)).astype(F32)
-    with pytest.raises(errors.InvalidInputError, match="3 rows are NaN.*the first is row 7"):
+    with pytest.raises(errors.InvalidInputError, match=r"3 rows are NaN.*the first is row 7"):
         actstore.maxsim(rows, offset, [query])
     hits = actstore.maxsim(rows, offset, [query], k=4, on_nan="skip")
     # The third example has no other rows.
@@ -222,7 +225,11 @@ def test_whitened() -> None:
     for metric in ("dot", "cos", "l2"):
         hits = actstore.maxsim(rows, offset, [query], 10, metric=metric, transform=whitener)  # type: ignore[arg-type]
         plain = actstore.maxsim(
-            whitener.transform(rows), offset, [whitener.transform(query)], 10, metric=metric  # type: ignore[arg-type]
+            whitener.transform(rows),
+            offset,
+            [whitener.transform(query)],
+            10,
+            metric=metric,  # type: ignore[arg-type]
         )
         assert np.array_equal(hits.rows, plain.rows), metric
         np.testing.assert_allclose(hits.scores, plain.scores, rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ import actstore
 import numpy as np
 import pytest
 import search_cases as cases
-from actstore import _native, errors
+from actstore import errors
 from children import fork, join
 from numpy.typing import NDArray
 from search_cases import COMBINATIONS, DIMS, F32, draw

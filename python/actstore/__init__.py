@@ -7,7 +7,7 @@
 
 from . import zarr_hook
 from ._native import build_info
-from .capture import CaptureWarning, Plan, Recomputed, capture, embed, plan, recompute
+from .capture import CaptureWarning, Plan, Recomputed, capture, embed, embed_tokens, plan, recompute
 from .columns import Columns
 from .compact import Compaction, compact
 from .create import append, create
@@ -23,7 +23,7 @@ from .errors import (
 from .explain import Explanation
 from .histogram import Histogram, HistogramResult
 from .hits import Certificate, Hit, Hits
-from .interchange import export, import_
+from .interchange import export, import_, rerank, to_faiss, to_usearch
 from .moments import CrossMoments, Moments, MomentsResult
 from .neighbors import Neighbors
 from .plain import cross_moments, maxsim, moments, neighbors, pool, scan, search
@@ -83,6 +83,7 @@ __all__ = [
     "create",
     "cross_moments",
     "embed",
+    "embed_tokens",
     "export",
     "import_",
     "maxsim",
@@ -92,8 +93,11 @@ __all__ = [
     "plan",
     "pool",
     "recompute",
+    "rerank",
     "scan",
     "search",
+    "to_faiss",
+    "to_usearch",
     "update",
 ]
 

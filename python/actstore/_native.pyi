@@ -122,20 +122,60 @@ def search(
     layers: Sequence[int] | None,
     queries: NDArray[np.float32],
     k: int,
-    metric: str,
-    combine: str,
-    weights: NDArray[np.float64] | None,
-    min_score: float | None,
-    skip_nan: bool,
-    numbers: NDArray[np.int64] | None = None,
+    scoring: dict[str, Any],
     threads: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64], int]:
     """Scores ``[nq, k]``, rows, layers, and how many scores were computed twice.
 
     `array` may lie in memory: C-contiguous ``[n, L, D]`` of floats. `queries` are ``[nq, 1 or L, D]`` for L
-    selected layers. Row i of `array` is called ``numbers[i]``. Missing: -inf, -1, -1. The layers are
-    positions among those selected of the winner with ``combine="max"``, else 0.
+    selected layers. `scoring` has ``metric``, ``combine``, ``weights`` (float64 ``[L]`` or None),
+    ``distances`` (whether scores are distances, negated), ``min_score``, ``skip_nan``, ``numbers`` (row i of
+    `array` is called ``numbers[i]``, or None) and ``map`` (None, or a map of the rows: means ``[L, D]``,
+    weights ``[L, R, D]`` and norms ``[n, L]`` of the selected rows, all float64). Missing: -inf, -1, -1. The
+    layers are positions among those selected of the winner with ``combine="max"``, else 0.
+    """
+
+def maxsim(
+    array: Array | NDArray[Any],
+    rows: tuple[int, int] | NDArray[np.int64],
+    layers: Sequence[int] | None,
+    offset: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+    bounds: NDArray[np.int64],
+    k: int,
+    scoring: dict[str, Any],
+    threads: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64], int]:
+    """As `search`, of examples: ``offset [E + 1]`` says which of `rows` are whose, ``bounds [nq + 1]`` which
+    vectors are of which query; ``numbers`` in `scoring` are what the examples are called.
+    """
+
+def mapped_norms(
+    array: Array | NDArray[Any],
+    rows: tuple[int, int] | NDArray[np.int64],
+    layers: Sequence[int] | None,
+    mean: NDArray[np.float64],
+    map: NDArray[np.float64],
+    threads: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> NDArray[np.float64]:
+    """The norm of each row taken through the maps of its layers, ``[n, L]``."""
+
+_Side = tuple[Array | NDArray[Any], tuple[int, int] | NDArray[np.int64], Sequence[int] | None]
+
+def cross_moments(
+    x: _Side,
+    y: _Side,
+    kind: str,
+    threads: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Means ``[L, D]`` and ``[M, E]``, and sums of products of deviations ``[L, M, D, E]``.
+
+    Each side is an array, rows and layers; the rows of the first are in the order of its array. `kind` is
+    ``"float64"`` or ``"float32"``.
     """
 
 def scan(
@@ -150,6 +190,10 @@ def scan(
 
     ``("summary", {})`` and ``("histogram", {})`` give dicts of arrays. ``("pool", {"kind", "offset",
     "out"})`` fills ``out [E, L, D]`` for rows that stand example by example, and gives None.
+    ``("moments", {"kind", "labels", "groups", "layers", "numbers"})`` gives ``n [G]``, ``mean [L, G, D]`` and
+    ``second``, the sums of products of deviations, flat; `kind` is ``"diagonal"``, ``"float64"`` or
+    ``"float32"``, ``labels`` uint32 ``[n]`` below ``groups`` or None, the others what layers and rows are
+    called.
     ``("python", {"new", "update", "merge"})`` gives a state: ``update(state, layer_position, positions,
     values)`` with positions in `rows`.
     """

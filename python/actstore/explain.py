@@ -184,12 +184,15 @@ def _scores(
     if transform is not None:
         own = transform.select(labels)
         x, q = (np.einsum("tld,lrd->tlr", rows - own.mean, own.map_rows) for rows in (x, q))
-    products = np.einsum("qld,tld->qtl", q, x)
+    products: NDArray[np.float64] = np.einsum("qld,tld->qtl", q, x)
     if metric == "dot":
         return products
     of_x, of_q = np.einsum("tld,tld->tl", x, x), np.einsum("qld,qld->ql", q, q)[:, None]
     if metric == "cos":
         norms = np.sqrt(of_q) * np.sqrt(of_x)
-        return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+        cosines: NDArray[np.float64] = np.divide(
+            products, norms, out=np.zeros_like(products), where=norms > 0
+        )
+        return cosines
     scores: NDArray[np.float64] = -((q[:, None] - x) ** 2).sum(-1)
     return scores

@@ -99,16 +99,17 @@ def _merged(a: MomentsResult, b: MomentsResult) -> MomentsResult:
     # The coarser of the two says how far values can be trusted.
     dtype = max(a.dtype, b.dtype, key=lambda name: UNIT_ROUNDOFF[name])
     if a.groups is None or b.groups is None:
-        [one] = _joined([a.n], [b.n], a, b, np.zeros(1, int), np.zeros(1, int), 1)
+        one = np.zeros(1, int)
+        n, mean, var, cov = _joined([a.n], [b.n], a, b, one, one, 1)
         return MomentsResult(
-            a.layers, int(one[0][0]), *(x if x is None else x[0] for x in one[1:]), None, dtype
+            a.layers, int(n[0]), mean[0], var[0], None if cov is None else cov[0], None, dtype
         )
     if a.groups.dtype.kind != b.groups.dtype.kind:
         raise InvalidInputError(f"groups of {a.groups.dtype} do not merge with groups of {b.groups.dtype}")
     groups = np.unique(np.concatenate([a.groups, b.groups]))
     to_a, to_b = np.searchsorted(groups, a.groups), np.searchsorted(groups, b.groups)
-    [found] = _joined(a.n, b.n, a, b, to_a, to_b, len(groups))
-    return MomentsResult(a.layers, *found, groups, dtype)
+    n, mean, var, cov = _joined(a.n, b.n, a, b, to_a, to_b, len(groups))
+    return MomentsResult(a.layers, n, mean, var, cov, groups, dtype)
 
 
 def _joined(
@@ -119,7 +120,8 @@ def _joined(
     to_a: NDArray[np.int64],
     to_b: NDArray[np.int64],
     n_groups: int,
-) -> list[tuple[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any] | None]]:
+) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    """``n [G]``, ``mean``, ``var`` and ``cov`` of two, whose groups go to these places."""
     grouped = a.groups is not None
     parts = []
     for n, to, of in ((n_a, to_a, a), (n_b, to_b, b)):
@@ -160,7 +162,9 @@ def _joined(
                     cov[g, layer] *= 1 - share
                     cov[g, layer] += share * theirs[layer]
                     cov[g, layer] += between
-    return [(total, mean, var, cov)]
+    if cov is not None:
+        var = np.diagonal(cov, axis1=-2, axis2=-1).copy()
+    return total, mean, var, cov
 
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -265,6 +269,8 @@ class _MomentsJob:
         [found] = outputs
         n, mean, second = found["n"], found["mean"], found["second"]
         n_layers, n_groups, dim = mean.shape
+        if not dim and self._groups is None:
+            n[...] = len(self._over.view)
         shape = (n_layers, n_groups, dim, dim) if self._cov else (n_layers, n_groups, dim)
         second = second.reshape(shape)
         empty = n == 0

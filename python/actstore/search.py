@@ -1,7 +1,6 @@
 """Exact search of the rows that score best; the contract is that of `Site.search`."""
 
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,11 +96,11 @@ def scoring(
     return Scoring(metric, combine, by_layer, _floor(min_score, verb), on_nan == "skip", transform)
 
 
-def check_k(k: object, verb: str) -> int:
+def check_k(k: Any, verb: str) -> int:
     """A number of hits; InvalidInputError when it is none."""
-    if not is_int(k) or operator.index(k) < 1:
+    if not is_int(k) or k < 1:
         raise InvalidInputError(f"{verb}: k is {k!r}, not a positive int")
-    return operator.index(k)
+    return int(k)
 
 
 def search_view(
@@ -214,5 +213,7 @@ def query_vectors(queries: Any, view: View, what: str = "search: queries") -> ND
         vectors = np.atleast_2d(vectors)[:, None]
     bad = np.unique(np.nonzero(np.isnan(vectors))[0])
     if bad.size:
-        raise InvalidInputError(f"{what}: {bad.size} of {len(vectors)} have NaN, the first is {int(bad[0])}")
+        raise InvalidInputError(
+            f"{what}: {bad.size} of {len(vectors)} have NaN, the first is query {int(bad[0])}"
+        )
     return vectors

@@ -18,6 +18,9 @@ from .view import Progress, View, one_of
 
 KINDS = ("pca", "zca")
 _BLOCK_BYTES = 64 << 20
+_ARITHMETIC = 8 * UNIT_ROUNDOFF["float32"]
+"""How far a model's own float32 arithmetic leaves values from what they should be. MiniLM's singular
+directions have up to three times the variance that is allowed for one rounding, the next ones 1e11 times."""
 
 
 class Whitener:
@@ -47,8 +50,9 @@ class Whitener:
     ``PCA(whiten=True)``, variances are those of ddof 1.
 
     Hidden states are singular: layer normalisation sees to it. A direction v is dropped when its eigenvalue
-    is below 4 u^2 sum_d v_d^2 E[x_d^2], with u the unit roundoff of what the rows are stored as: what is left
-    there is rounding. (Also below 4 2^-52 of the largest, which float64 cannot tell from 0.)
+    is below 4 u^2 sum_d v_d^2 E[x_d^2]: what is left there is rounding. u is the unit roundoff of what the
+    rows are stored as, and at least 8 roundings of float32, which is what the arithmetic of a layer leaves of
+    such a direction. (Also below 4 2^-52 of the largest eigenvalue, which float64 cannot tell from 0.)
 
     Examples
     --------
@@ -425,8 +429,7 @@ def _fit_layer(
     cov, mean, n = moments.cov[i], moments.mean[i], int(moments.n)
     values, vectors = np.linalg.eigh(cov)
     values, vectors = values[::-1], vectors.T[::-1]
-    # Values are computed on as float32, if they are not stored in less.
-    unit = max(UNIT_ROUNDOFF[moments.dtype], UNIT_ROUNDOFF["float32"])
+    unit = max(UNIT_ROUNDOFF[moments.dtype], _ARITHMETIC)
     second = np.diagonal(cov) + mean**2
     least = np.maximum(4 * unit**2 * (vectors**2 @ second), 4 * 2.0**-52 * max(float(values[0]), 0.0))
     kept = (values >= least) & (values > 0)

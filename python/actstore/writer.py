@@ -19,7 +19,7 @@ from .arrays import SITE_DTYPES, as_numpy, cast_float
 from .errors import FormatError, InvalidInputError, ShapeError, StorageError
 from .ids import IdSet
 from .incoming import NumberColumn, example_columns, example_ids, lengths_by_axis, pack_strings, token_columns
-from .layout import IDS, TOKENS, column_array, parse_layout, plain_json
+from .layout import EXAMPLES, IDS, TOKENS, column_array, parse_layout, plain_json
 
 _EMPTY_DIGEST = bytes(16)
 EMPTY_STATE = json.dumps({"n_examples": 0, "axes": {}, "digest": _EMPTY_DIGEST.hex()})
@@ -303,7 +303,8 @@ class StoreWriter:
         there: dict[str, str] = {}
         for name, (_, dtype) in self._native.arrays.items():
             path, _, leaf = name.rpartition("/")
-            if not path or path == IDS:  # sites, derived ones too, and ids
+            # Not sites, derived ones, ids, nor what lies in groups of its own.
+            if path == IDS or path.partition("/")[0] not in (*self._layout.axes, EXAMPLES):
                 continue
             if leaf == "bytes":
                 there[path] = "str"

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ActstoreError
-from . import bench, compact, demo, dump, export, import_, info, inspect, plan, pool, query, verify
+from . import bench, compact, demo, dump, export, import_, info, inspect, plan, pool, query, verify, whiten
 
-_COMMANDS = (dump, query, plan, info, inspect, verify, compact, pool, export, import_, bench, demo)
+_COMMANDS = (dump, query, plan, info, inspect, verify, compact, pool, whiten, export, import_, bench, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,8 +3,8 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,11 @@ from ..pool import KINDS
 from ..site import Site
 from ..store import Store
 from ..store import open as open_store
+from ..whiten import Whitener
 from .capturing import plain_warnings
+from .explained import of_maxsim, of_search
 from .found import Found, found_hits, hit_lines
+from .matrix import Matrix
 from .options import Commands, add_json, add_layers, add_threads, natural, positive, wrong_usage
 from .output import Bar, print_json, unicode_output, width_of_terminal
 
@@ -33,7 +36,8 @@ def add(commands: Commands) -> None:
         description="Rank the examples of a store, or with --tokens its rows, by how like they are to a "
         "text, to an example or to vectors of a .npy file. A text goes through the model that the store was "
         "captured with, which is found again by its name and checked by its hash, and is taken at the same "
-        "site and layer. With several layers their scores are summed.",
+        "site and layer. With several layers their scores are summed. With --maxsim each token of the query "
+        "looks for the best token of each example, and these scores are added up (late interaction).",
     )
     parser.add_argument("store", help="a store or a folder of parts")
     parser.add_argument("text", nargs="?", help="what to look for")
@@ -57,7 +61,22 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--tokens", action="store_true", help="rank rows, each of a token, instead of examples"
     )
+    parser.add_argument(
+        "--maxsim", action="store_true", help="rank examples by late interaction, special tokens left out"
+    )
     parser.add_argument("--metric", choices=METRICS, default="cos", help="default: cos")
+    parser.add_argument(
+        "--whiten", metavar="NAME", help="score as whitened by what 'actstore whiten' put into the store"
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="show what is behind a hit: its tokens by layer, with --maxsim by tokens of the query",
+    )
+    parser.add_argument(
+        "--rank", type=positive, metavar="N", help="which hit to explain (default: 1, the first)"
+    )
+    parser.add_argument("--png", metavar="FILE", help="also write that as a picture, with matplotlib")
     parser.add_argument(
         "--prompt",
         metavar="P",
@@ -78,44 +97,139 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     if sum(given is not None for given in (args.text, args.example, args.npy)) != 1:
         wrong_usage(args, "one of TEXT, --example ID and --npy FILE is needed")
+    if args.maxsim and (args.tokens or args.pool):
+        wrong_usage(args, f"--maxsim goes without {'--tokens' if args.tokens else '--pool'}")
+    if args.rank is not None and not (args.explain or args.png):
+        wrong_usage(args, "--rank says which hit to explain: give --explain too")
+    explain = args.explain or args.png is not None
     with open_store(args.store) as store:
-        place = place_to_look(
-            store, args.site, args.layers if args.layer is None else [args.layer], args.pool
-        )
-        if args.tokens and place.rows.axis == EXAMPLES:
+        layers = args.layers if args.layer is None else [args.layer]
+        place = place_to_look(store, args.site, layers, args.pool)
+        if (args.tokens or args.maxsim) and place.rows.axis == EXAMPLES:
+            option = "--tokens" if args.tokens else "--maxsim"
             raise InvalidInputError(
-                f"--tokens: {place.name!r} of {args.store} has a row for each example, none for tokens",
+                f"{option}: {place.name!r} of {args.store} has a row for each example, none for tokens",
                 hint="dump it without --pool",
             )
-        tokenizer = left_out = None
-        if args.npy is not None:
-            queries = _vectors(args.npy)
-        elif args.example is not None:
-            queries, left_out = _of_example(store, place, args.example, args.threads)
-        else:
-            with without_noise(), plain_warnings():
-                queries, tokenizer = embedded(
-                    store,
-                    place,
-                    [args.text],
-                    prompt=args.prompt,
-                    device=args.device,
-                    trust_remote_code=args.trust_remote_code,
-                )
-        site = place.rows if args.tokens else place.examples(args.threads)
-        hits = search(site, queries, args.k, args.metric, args.threads, left_out)
-        found = [found_hits(store, site, hits[q], args.tokens, tokenizer) for q in range(len(hits))]
+        whitener = None if args.whiten is None else store.whiteners[args.whiten]
+        asked = (_maxsim if args.maxsim else _search)(args, store, place, whitener, explain)
+        hits, tokenizer = asked.hits, asked.tokenizer
+        found = [found_hits(store, asked.site, hits[q], args.tokens, tokenizer) for q in range(len(hits))]
+        matrix = None
+        if explain and found and found[0]:
+            rank = (args.rank or 1) - 1
+            if rank >= len(found[0]):
+                raise InvalidInputError(f"--rank {rank + 1}: there are {len(found[0])} hits")
+            matrix = asked.explain(rank)
+    if matrix is not None and args.png is not None:
+        matrix.plot(args.png)
     if args.json:
-        print_json(_told(args, place, found))
+        told = _told(args, place, found)
+        if explain:
+            told["explain"] = None if matrix is None else {"rank": args.rank or 1, **matrix.json()}
+        print_json(told)
         return 0
+    width, unicode = width_of_terminal(), unicode_output()
     for q, of_query in enumerate(found):
         if len(found) > 1:
             print(f"query {q}")
-        for line in hit_lines(of_query, width_of_terminal(), unicode_output()):
+        for line in hit_lines(of_query, width, unicode):
             print(line)
         if not of_query:
             print("nothing found")
+    if matrix is not None and args.explain:
+        print()
+        for line in matrix.lines(width, unicode):
+            print(line)
     return 0
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was found where, and how a hit of the first query is explained, by its rank from 0."""
+
+    site: Site
+    hits: Hits
+    tokenizer: Any
+    explain: Callable[[int], Matrix]
+
+
+def _search(
+    args: argparse.Namespace, store: Store, place: "Place", whitener: Whitener | None, explain: bool
+) -> _Asked:
+    """By vectors of examples, or of tokens with ``--tokens``."""
+    captured = store[place.name]
+    # Looked at in all layers, if they are to be shown.
+    seen_whole = args.text is not None or (args.example is not None and place.pooled is None)
+    wide = captured.layers if explain and seen_whole else place.layers
+    seen = replace(place, rows=captured.select(layers=wide)) if seen_whole else place
+    tokenizer = left_out = None
+    if args.npy is not None:
+        vectors = _vectors(args.npy)
+    elif args.example is not None:
+        vectors, left_out = _of_example(store, seen, args.example, args.threads)
+    else:
+        with without_noise(), plain_warnings():
+            vectors, tokenizer = embedded(
+                store,
+                seen,
+                [args.text],
+                prompt=args.prompt,
+                device=args.device,
+                trust_remote_code=args.trust_remote_code,
+            )
+    queries = vectors
+    if list(wide) != place.layers:
+        queries = np.ascontiguousarray(vectors[:, [list(wide).index(label) for label in place.layers]])
+    site = place.rows if args.tokens else place.examples(args.threads)
+    hits = search(site, queries, args.k, args.metric, args.threads, left_out, whitener)
+
+    def of_rank(rank: int) -> Matrix:
+        first = vectors[None] if vectors.ndim == 1 else vectors[:1]
+        shown = list(wide)
+        if args.npy is not None and (first.ndim == 2 or first.shape[1] == 1):
+            shown = captured.layers  # One vector, held against all of them.
+        example, score = int(hits.examples[0, rank]), float(hits.scores[0, rank])
+        return of_search(
+            store, captured, example, rank, score, first, shown, args.metric, whitener, tokenizer
+        )
+
+    return _Asked(site, hits, tokenizer, of_rank)
+
+
+def _maxsim(
+    args: argparse.Namespace, store: Store, place: "Place", whitener: Whitener | None, explain: bool
+) -> _Asked:
+    """By the vectors of tokens."""
+    site = store[place.name].select(layers=place.layers)
+    columns = store.axes[site.axis]
+    if "special" in columns:
+        site = site.select(tokens=columns["special"] == 0)
+    tokenizer = ids = left_out = None
+    queries: Any
+    if args.npy is not None:
+        queries = _vectors(args.npy)
+    elif args.example is not None:
+        left_out = _example_number(store, args.example)
+        own = site.select(examples=left_out)
+        if not len(own):
+            raise InvalidInputError(f"--example {args.example}: it has no tokens but special ones")
+        queries = [own.read("float32")]
+        ids = columns.read("id", 0, columns.n_rows)[own.rows].tolist() if "id" in columns else None
+    else:
+        with without_noise(), plain_warnings():
+            queries, ids, tokenizer = embedded_tokens(
+                store,
+                place,
+                args.text,
+                prompt=args.prompt,
+                device=args.device,
+                trust_remote_code=args.trust_remote_code,
+            )
+    if left_out is not None:
+        site = site.select(examples=[i for i in range(site.n_examples) if i != left_out])
+    hits = site.maxsim(queries, args.k, metric=args.metric, transform=whitener, threads=args.threads)
+    return _Asked(site, hits, tokenizer, lambda rank: of_maxsim(store, site, hits, rank, ids, tokenizer))
 
 
 def _told(args: argparse.Namespace, place: "Place", found: Sequence[Sequence[Found]]) -> dict[str, Any]:
@@ -124,8 +238,10 @@ def _told(args: argparse.Namespace, place: "Place", found: Sequence[Sequence[Fou
         "query": args.text or args.example or args.npy,
         "site": place.name,
         "layers": place.layers,
-        "pool": place.pool,
+        "pool": None if args.maxsim else place.pool,
         "metric": args.metric,
+        "maxsim": args.maxsim,
+        "whiten": args.whiten,
         "hits": [[hit.json() for hit in of_query] for of_query in found],
     }
 
@@ -259,14 +375,39 @@ def embedded(
     return vectors, loaded.tokenizer
 
 
-def _of_example(store: Store, place: Place, asked: str, threads: int) -> tuple[NDArray[Any], int]:
-    """The row of an example, ``[1, L, D]``, and its number in the store."""
+def embedded_tokens(
+    store: Store,
+    place: Place,
+    text: str,
+    *,
+    prompt: str | None = None,
+    device: Any = None,
+    trust_remote_code: bool = False,
+) -> tuple[list[NDArray[np.float32]], list[int], Any]:
+    """The tokens of a text as the store's own model sees them, ``[[T, L, D]]``, their ids, the tokenizer."""
+    from ..capture.embed import tokens_of
+    from ..capture.loading import found_again
+
+    loaded = found_again(store.identity, device=device, trust_remote_code=trust_remote_code)
+    [(vectors, ids)] = tokens_of(
+        store, [text], site=place.name, layers=place.layers, special=False, model=loaded, prompt=prompt
+    )
+    return [vectors], ids.tolist(), loaded.tokenizer
+
+
+def _example_number(store: Store, asked: str) -> int:
+    """An example by its id, or else by its position."""
     try:
-        number = store._snapshot.example_number(asked)
+        return store._snapshot.example_number(asked)
     except NotFoundError:
         if not asked.isdecimal() or int(asked) >= store.n_examples:
             raise
-        number = int(asked)
+        return int(asked)
+
+
+def _of_example(store: Store, place: Place, asked: str, threads: int) -> tuple[NDArray[Any], int]:
+    """The row of an example, ``[1, L, D]``, and its number in the store."""
+    number = _example_number(store, asked)
     if place.pooled is not None:
         return place.pooled.select(examples=number).read("float32"), number
     row = place.rows.select(examples=number).pool(place.pool, threads=threads)  # type: ignore[arg-type]
@@ -285,12 +426,20 @@ def _vectors(path: str) -> NDArray[Any]:
     return array
 
 
-def search(site: Site, queries: Any, k: int, metric: str, threads: int, left_out: int | None = None) -> Hits:
+def search(
+    site: Site,
+    queries: Any,
+    k: int,
+    metric: str,
+    threads: int,
+    left_out: int | None = None,
+    whitener: Whitener | None = None,
+) -> Hits:
     """The best of a site; without one of its examples, where that is what is looked for."""
     if left_out is not None:
         numbers = [i for i in range(site.n_examples) if i != left_out]
         site = site.select(examples=numbers)
-    return site.search(queries, k, metric=metric, threads=threads)  # type: ignore[arg-type]
+    return site.search(queries, k, metric=metric, transform=whitener, threads=threads)  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager

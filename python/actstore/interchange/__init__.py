@@ -2,5 +2,6 @@
 
 from .export import export
 from .imports import import_
+from .indexes import rerank, to_faiss, to_usearch
 
-__all__ = ["export", "import_"]
+__all__ = ["export", "import_", "rerank", "to_faiss", "to_usearch"]

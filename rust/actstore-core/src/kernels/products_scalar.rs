@@ -163,7 +163,7 @@ mod tests {
         (0..n)
             .map(|_| {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (state >> 40) as f64 / (1 << 23) as f64 - 1.0
+                (state >> 40) as f64 / f64::from(1 << 23) - 1.0
             })
             .collect()
     }

@@ -262,11 +262,14 @@ impl Gatherer for Covariance<'_> {
     }
 
     fn take(&self, layer: usize, packed: Vec<State>) -> Result<()> {
+        if self.dim == 0 {
+            return Ok(());
+        }
         let packed: Vec<Ready> = packed.into_iter().map(take_state::<Ready>).collect();
         let mut sums = self.sums.lock().expect("no panic while held");
         let between = self.merge(&mut sums, layer, &packed);
         let each = sums.n.len() * self.dim * self.dim;
-        if self.kind != Kind::Diagonal && each > 0 {
+        if self.kind != Kind::Diagonal {
             let second = &mut sums.second[layer * each..(layer + 1) * each];
             if self.kind == Kind::Full64 {
                 self.multiply(second, &packed, &between, |packed| &packed.panels64);

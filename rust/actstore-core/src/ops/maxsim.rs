@@ -222,7 +222,8 @@ impl Pass<'_> {
     fn remains(&self, candidate: &Candidate) -> bool {
         let reached = self.thresholds[candidate.query].get();
         // A NaN remains, and so does what rounds up to what was reached.
-        !(candidate.most < f64::from(reached) - f64::from(reached.abs()) * 1e-7 - 1e-37)
+        let lost = candidate.most < f64::from(reached) - f64::from(reached.abs()) * 1e-7 - 1e-37;
+        !lost
     }
 
     fn group(&self, group: usize, thread: &mut Thread, buffers: &mut Vec<Vec<f32>>) -> Result<()> {
