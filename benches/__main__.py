@@ -166,7 +166,7 @@ def describe(tmpfs: Path, disk: Path) -> dict[str, str]:
         cpu = names[0] if names else cpu
     packages = (
         *("actstore", "tensorstore", "zarr", "numcodecs", "numpy", "torch", "zstandard"),
-        *("faiss-cpu", "safetensors", "scikit-learn", "maxsim-cpu", "usearch"),
+        *("faiss-cpu", "safetensors", "scikit-learn", "maxsim-cpu"),
     )
     return {
         "cpu": f"{cpu}, {THREADS} of {os.cpu_count()} cores used",

@@ -48,8 +48,8 @@ def moments(bench: Bench) -> None:
         given = rows if precision == "float64" else rows.astype(np.float32)
         peers = _peers(given)
         found = site.moments(precision=precision, threads=THREADS)
-        if found.n != n:
-            raise AssertionError(f"moments: {found.n} rows, not {n}")
+        if found.n != n or found.cov is None:
+            raise AssertionError(f"moments: of {found.n} rows, not {n}")
         check(f"moments, {precision}", found.cov[0], cov, precision)
         if not (np.abs(found.mean[0] - mean) <= TOLERANCE[precision] * np.sqrt(np.diag(cov))).all():
             raise AssertionError(f"moments, {precision}: the mean is not that of float64")

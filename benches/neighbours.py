@@ -1,13 +1,13 @@
-"""The ten nearest other rows of every row, beside faiss, torch, scikit-learn and usearch.
+"""The ten nearest other rows of every row, beside faiss, torch and scikit-learn.
 
-The peers are asked for eleven, as each row is its own nearest (scikit-learn leaves it out by itself). faiss,
-torch and scikit-learn expand the square: products of matrices in blocks, then the best of each block. usearch
-goes pair by pair; it and scikit-learn, which computes in float64, are the slowest by far and run once.
+The peers are asked for eleven, as each row is its own nearest (scikit-learn leaves it out by itself). All of
+them expand the square: products of matrices in blocks, then the best of each block. scikit-learn, which does
+it in float64, is slower and runs once. usearch's exact search goes pair by pair and took five times as long
+again: it is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import actstore
@@ -16,8 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
-from usearch.index import MetricKind
-from usearch.index import search as usearch_search
 
 from . import limits
 from .data import long_rows
@@ -31,7 +29,7 @@ ROWS, QUICK_ROWS = 50_000, 10_000
 SAMPLE = 256  # rows that the brute force is asked about
 QUERY_BLOCK, ROW_BLOCK = 2048, 8192  # scores of a block: 64 MiB
 FAISS, TORCH = "faiss IndexFlatL2", "torch, product + topk"
-SKLEARN, USEARCH = "sklearn NearestNeighbors, once", "usearch, exact, once"
+SKLEARN = "sklearn NearestNeighbors, once"
 
 
 def neighbours(bench: Bench) -> None:
@@ -48,14 +46,6 @@ def neighbours(bench: Bench) -> None:
     def by_faiss() -> NDArray[np.float32]:
         squares: NDArray[np.float32] = index.search(rows, K + 1)[0]
         return squares
-
-    # What these return is squared but for scikit-learn's, and has the row itself first but for its.
-    slow: dict[str, Callable[[], NDArray[Any]]] = {
-        SKLEARN: lambda: NearestNeighbors(n_neighbors=K, algorithm="brute").fit(rows).kneighbors()[0],
-        USEARCH: lambda: (
-            usearch_search(rows, rows, K + 1, MetricKind.L2sq, exact=True, threads=THREADS).distances
-        ),
-    }
 
     # These calls stand for the round that is thrown away elsewhere.
     nearest = ours()
@@ -76,14 +66,13 @@ def neighbours(bench: Bench) -> None:
     flops = 2.0 * n * rows.size
     samples[limits.F32_PEAK] = machine.seconds(rounds, 0, flops)[limits.F32_PEAK]
 
-    results: dict[str, NDArray[Any]] = {}
+    results: list[NDArray[Any]] = []
 
-    def kept(name: str, run: Callable[[], NDArray[Any]]) -> Callable[[], None]:
-        return lambda: results.update({name: run()})
+    def by_sklearn() -> None:
+        results.append(NearestNeighbors(n_neighbors=K, algorithm="brute").fit(rows).kneighbors()[0])
 
-    samples |= interleave({name: Case(kept(name, run), settle) for name, run in slow.items()}, 1, warm=False)
-    check_squares(SKLEARN, results[SKLEARN] ** 2, distances, rows)
-    check_squares(USEARCH, results[USEARCH][:, 1:], distances, rows)
+    samples |= interleave({SKLEARN: Case(by_sklearn, settle)}, 1, warm=False)
+    check_squares(SKLEARN, results[0] ** 2, distances, rows)
     label = f"{n:,} x {rows.shape[1]}"
     targets = {limits.F32_PEAK: 0.60}
     bench.report.timed("10 neighbors, float32 in memory", label, samples, flops, targets, "GFLOP/s")

@@ -124,7 +124,8 @@ def check(
     """Fail unless scores are those of rows whitened in float64, and rows too where scores differ."""
 
     def directions(given: NDArray[np.float32]) -> NDArray[np.float64]:
-        away = (given.astype(np.float64) - whitener.mean[0]) @ whitener.components[0].T
+        wide = given.astype(np.float64)
+        away: NDArray[np.float64] = (wide - whitener.mean[0]) @ whitener.components[0].T
         away /= np.sqrt(whitener.variance[0] + whitener.eps)
         away /= np.linalg.norm(away, axis=1, keepdims=True)
         return away

@@ -161,8 +161,12 @@ def test_search_is_the_same_for_any_batch_threads_and_codec(tmp_path: Path, metr
             hits = site.search(queries[batch], 9, metric=metric, transform=w, threads=threads)
             assert np.array_equal(hits.scores.view(np.uint32), wanted.scores[batch].view(np.uint32))
             assert np.array_equal(hits.rows, wanted.rows[batch])
-        # Of some rows, in any order: norms go with them.
+        # Of some rows, in any order: norms go with them, those that were kept and those that were not.
         picked = np.random.default_rng(0).permutation(700)[:111]
+        fresh = actstore.open(tmp_path / codec)["x"].select(tokens=picked, layers=[1, 0])
+        turned = np.ascontiguousarray(queries[:, ::-1])
+        again = site.select(tokens=picked).search(queries, 5, metric=metric, transform=w)
+        assert np.array_equal(fresh.search(turned, 5, metric=metric, transform=w).rows, again.rows)
         hits = site.select(tokens=picked).search(queries, 5, metric=metric, transform=w)
         again = actstore.search(rows[np.sort(picked)], queries, 5, metric=metric, transform=w)
         assert np.array_equal(hits.scores, again.scores)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from numpy.typing import DTypeLike
 
+from . import whiteners
 from .arrays import FLOAT_DTYPES
 from .columns import Columns
 from .errors import FormatError, InvalidInputError, NotFoundError
@@ -322,8 +323,8 @@ class Store:
         -------
         dict
             ``path``, ``format`` (None for a foreign group), ``uuid``, ``identity``, ``n_examples``,
-            ``n_tokens``, ``sites``, ``derived``, ``axes``, ``examples``, ``stored_bytes``,
-            ``hole_bytes``, ``parts``.
+            ``n_tokens``, ``sites``, ``derived``, ``whiteners``, ``axes``, ``examples``,
+            ``stored_bytes``, ``hole_bytes``, ``parts``.
         """
         self._snapshot.check_open()
         layout, parts = self._snapshot.layout, self._snapshot.parts
@@ -356,6 +357,7 @@ class Store:
             "n_tokens": self.n_tokens,
             "sites": sites,
             "derived": self._snapshot.derived_info(),
+            "whiteners": whiteners.describe(parts),
             "axes": {
                 name: {"rows": columns.n_rows, "columns": columns.dtypes}
                 for name, columns in self.axes.items()

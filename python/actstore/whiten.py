@@ -15,8 +15,8 @@ from .memory import array_origin
 from .moments import UNIT_ROUNDOFF, MomentsResult, moments_view
 from .selection import is_int, layer_positions, native_rows
 from .view import Progress, View, one_of
+from .whiteners import KINDS
 
-KINDS = ("pca", "zca")
 _BLOCK_BYTES = 64 << 20
 _ARITHMETIC = 8 * UNIT_ROUNDOFF["float32"]
 """How far a model's own float32 arithmetic leaves values from what they should be. MiniLM's singular
@@ -294,7 +294,8 @@ class Whitener:
             return np.ascontiguousarray(some if at == list(range(len(self.layers))) else some[:, at])
         found = self.compute_norms(view, threads, progress)
         rows = view._view.rows
-        if rows == range(origin.array.shape[0]) and at == list(range(len(self.layers))):
+        whole = isinstance(rows, range) and rows == range(origin.array.shape[0])
+        if whole and at == list(range(len(self.layers))):
             origin.norms[self.digest] = found
         return found
 
@@ -380,8 +381,8 @@ class Whitener:
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FormatError(f"{where}: a malformed whitener: {error!r:.80}", kind="metadata") from error
-        if whitener.kind not in KINDS or len(rank) != len(layers) or (rank < 0).any():
-            raise FormatError(f"{where}: a malformed whitener", kind="metadata")
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise FormatError(f"{where}: a malformed whitener: not all of it is finite", kind="metadata")
         return whitener
 
     def __repr__(self) -> str:

@@ -21,6 +21,7 @@ from .view import Progress, View
 FOLDER = "whiteners"
 """The group that they are in."""
 VERSION = 1
+KINDS = ("pca", "zca")
 _ARRAYS = ("mean", "components", "variance")
 _RUN_ROWS = 1 << 18
 
@@ -37,6 +38,13 @@ def names(parts: Sequence[Part]) -> list[str]:
     """The whiteners of a store, those that all of its parts have."""
     found = [_names(part.reader) for part in parts]
     return [name for name in found[0] if all(name in others for others in found[1:])] if found else []
+
+
+def describe(parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
+    """The whiteners of a store by name, ready for JSON: what each says of itself."""
+    shown = ("layers", "dim", "kind", "rank", "n", "source", "site")
+    told = {name: _told(parts[0].reader, name) for name in names(parts)}
+    return {name: {key: found.get(key) for key in shown} for name, found in told.items()}
 
 
 def _names(reader: _native.Reader) -> list[str]:
@@ -58,7 +66,17 @@ def _told(reader: _native.Reader, name: str) -> Mapping[str, Any]:
             kind="version",
             hint="pip install -U actstore",
         )
+    ints = [*_list(told.get("layers")), *_list(told.get("rank")), told.get("dim"), told.get("n")]
+    good = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ints)
+    same = len(_list(told.get("layers"))) == len(_list(told.get("rank"))) > 0
+    site = told.get("site")
+    if not (good and same and told.get("kind") in KINDS and (site is None or isinstance(site, str))):
+        raise FormatError(f"{reader.path}: whitener {name!r} is malformed", kind="metadata")
     return told
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def read(part: Part, name: str) -> Saved:

@@ -62,6 +62,14 @@ def _lines(info: Mapping[str, Any]) -> Iterator[str]:
         if not derived["complete"]:
             yield f"    covers {derived['covers']:,} of {derived['n_examples']:,} examples"
             yield f"    hint: actstore pool {info['path']} --update"
+    if info["whiteners"]:
+        yield "whiteners"
+    for name, told in info["whiteners"].items():
+        ranks = sorted(set(told["rank"]))
+        rank = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        norms = "" if told["site"] is None else f", norms of {told['site']}"
+        layers = f"layers {label_runs(told['layers'])}"
+        yield f"  {name}  {told['kind']}, {layers}, rank {rank} of {told['dim']}{norms}"
     yield "columns"
     for axis, table in {**info["axes"], "examples": info["examples"]}.items():
         columns = ", ".join(f"{name}: {dtype}" for name, dtype in table["columns"].items())
