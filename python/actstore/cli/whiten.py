@@ -7,7 +7,8 @@ from ..errors import InvalidInputError
 from ..layout import EXAMPLES
 from ..pool import KINDS as POOLS
 from ..store import open as open_store
-from ..whiten import KINDS, Whitener
+from ..whiten import Whitener
+from ..whiteners import KINDS
 from .options import Commands, add_json, add_layers, add_threads, positive, wrong_usage
 from .output import Bar, print_json
 

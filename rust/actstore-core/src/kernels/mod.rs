@@ -95,6 +95,10 @@ pub struct Scores {
     pub square_distance: fn(&[f32], &[f32]) -> f64,
     /// The dot product of vectors that are float64, likewise.
     pub dot64: Dot64,
+    /// The same with each of some rows, `[n, dim]`.
+    pub dots64: fn(&[f64], &[f64], &mut [f64]),
+    /// Adds a vector, times a number, to another; multiplied, then added.
+    pub add_scaled64: fn(f64, &[f64], &mut [f64]),
     /// The quick sum of squares of each row.
     pub squares: fn(&[f32], usize, &mut [f32]),
     /// Quick products of rows with up to [`score_scalar::FEW`] queries `[n, dim]`, and the sums of squares.
@@ -105,6 +109,8 @@ pub struct Scores {
     /// Where `[n, 16]` scores are not below base + bias + norm x slope: base and slope are of a query, bias
     /// and norm of a row. Pushes the row and a bit for each query.
     pub passing: Passing,
+    /// Adds to `[n, 16]` totals products less what is of each query, times what is of each row.
+    pub add_up: AddUp,
     /// Raises the best of each of sixteen queries by `[n, 16]` scores, each less its row's bias.
     pub raise: Raise,
     /// Nothing but float32 multiply-adds in registers; how many operations they were.
@@ -132,6 +138,7 @@ pub struct Products {
 type Square64 = products_scalar::Square<f64, { products_scalar::WIDE64 }>;
 type Square32 = products_scalar::Square<f32, { products_scalar::WIDE32 }>;
 type Wide = [f32; score_scalar::WIDE];
+type AddUp = fn(&[f32], &Wide, &[f32], &mut [f32]);
 type Raise = fn(&[f32], &[f32], &mut Wide);
 type Passing = fn(&[f32], &Wide, &Wide, &[f32], &[f32], &mut Vec<(u32, u16)>);
 

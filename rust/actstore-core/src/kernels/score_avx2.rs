@@ -17,9 +17,12 @@ pub const SCORES: Scores = Scores {
     dot: detected!(dot(q: &[f32], x: &[f32]) -> f64),
     square_distance: detected!(square_distance(q: &[f32], x: &[f32]) -> f64),
     dot64: DOT64,
+    dots64: detected!(dots64(a: &[f64], rows: &[f64], out: &mut [f64])),
+    add_scaled64: detected!(add_scaled64(by: f64, x: &[f64], out: &mut [f64])),
     squares: detected!(squares(rows: &[f32], dim: usize, out: &mut [f32])),
     few: detected!(few(rows: &[f32], dim: usize, queries: &[f32], out: &mut [f32], squares: &mut [f32])),
     panel: detected!(panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], coming: &[f32])),
+    add_up: detected!(add_up(products: &[f32], centers: &[f32; WIDE], by: &[f32], totals: &mut [f32])),
     raise: detected!(raise(scores: &[f32], biases: &[f32], best: &mut [f32; WIDE])),
     work: detected!(work(rounds: usize) -> f64),
     passing: detected!(passing(
@@ -95,6 +98,51 @@ fn dot64(a: &[f64], b: &[f64]) -> f64 {
         *sum += a * b;
     }
     pairwise(all)
+}
+
+/// Rows that are multiplied at once, so that no sum waits for its own last addition.
+const TOGETHER: usize = 4;
+
+#[target_feature(enable = "avx2")]
+fn dots64(a: &[f64], rows: &[f64], out: &mut [f64]) {
+    let dim = a.len();
+    let whole = dim / 8 * 8;
+    let mut groups = rows.chunks_exact(dim * TOGETHER);
+    for (rows, out) in groups.by_ref().zip(out.chunks_exact_mut(TOGETHER)) {
+        let mut sums = [[_mm256_setzero_pd(); 2]; TOGETHER];
+        for k in (0..whole).step_by(8) {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let (a, row) = (&a[k..k + 8], &rows[r * dim + k..r * dim + k + 8]);
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: eight doubles are there, and the loads need no alignment.
+                    let (a, row) =
+                        unsafe { (_mm256_loadu_pd(a[4 * i..].as_ptr()), _mm256_loadu_pd(row[4 * i..].as_ptr())) };
+                    *sum = _mm256_add_pd(*sum, _mm256_mul_pd(a, row));
+                }
+            }
+        }
+        for (r, (sums, out)) in sums.into_iter().zip(out).enumerate() {
+            let mut all = [0f64; 8];
+            for (sum, part) in sums.into_iter().zip(all.as_chunks_mut::<4>().0) {
+                // SAFETY: the doubles of a register are there, and the store needs no alignment.
+                unsafe { _mm256_storeu_pd(part.as_mut_ptr(), sum) };
+            }
+            for (sum, (a, x)) in all.iter_mut().zip(a[whole..].iter().zip(&rows[r * dim + whole..])) {
+                *sum += a * x;
+            }
+            *out = pairwise(all);
+        }
+    }
+    let rest = groups.remainder();
+    let done = (rows.len() - rest.len()) / dim;
+    for (row, out) in rest.chunks_exact(dim).zip(&mut out[done..]) {
+        *out = dot64(a, row);
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn add_scaled64(by: f64, x: &[f64], out: &mut [f64]) {
+    super::score_scalar::add_scaled(by, x, out);
 }
 
 #[target_feature(enable = "avx2")]
@@ -341,6 +389,11 @@ fn passing(
             hits.push((i as u32, mask as u16));
         }
     }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn add_up(products: &[f32], centers: &[f32; WIDE], by: &[f32], totals: &mut [f32]) {
+    super::score_scalar::add_up_by(products, centers, by, totals);
 }
 
 #[target_feature(enable = "avx2,fma")]

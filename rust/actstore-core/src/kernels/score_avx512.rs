@@ -17,8 +17,11 @@ const TALL: usize = 12;
 /// The loops; few queries wait for memory, whatever the registers.
 pub const SCORES: Scores = Scores {
     dot64: DOT64,
+    dots64: detected!(dots64(a: &[f64], rows: &[f64], out: &mut [f64])),
+    add_scaled64: detected!(add_scaled64(by: f64, x: &[f64], out: &mut [f64])),
     squares: detected!(squares(rows: &[f32], dim: usize, out: &mut [f32])),
     panel: detected!(panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], coming: &[f32])),
+    add_up: detected!(add_up(products: &[f32], centers: &[f32; WIDE], by: &[f32], totals: &mut [f32])),
     raise: detected!(raise(scores: &[f32], biases: &[f32], best: &mut [f32; WIDE])),
     work: detected!(work(rounds: usize) -> f64),
     ..AVX2
@@ -50,6 +53,51 @@ fn dot64(a: &[f64], b: &[f64]) -> f64 {
         *sum += a * b;
     }
     super::score_scalar::pairwise(sums)
+}
+
+/// Rows that are multiplied at once, so that no sum waits for its own last addition.
+const TOGETHER: usize = 8;
+
+#[target_feature(enable = "avx512f")]
+fn dots64(a: &[f64], rows: &[f64], out: &mut [f64]) {
+    let dim = a.len();
+    let whole = dim / 8 * 8;
+    let mut groups = rows.chunks_exact(dim * TOGETHER);
+    for (rows, out) in groups.by_ref().zip(out.chunks_exact_mut(TOGETHER)) {
+        let mut sums = [[_mm512_setzero_pd(); 1]; TOGETHER];
+        for k in (0..whole).step_by(8) {
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let (a, row) = (&a[k..k + 8], &rows[r * dim + k..r * dim + k + 8]);
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    // SAFETY: eight doubles are there, and the loads need no alignment.
+                    let (a, row) =
+                        unsafe { (_mm512_loadu_pd(a[8 * i..].as_ptr()), _mm512_loadu_pd(row[8 * i..].as_ptr())) };
+                    *sum = _mm512_add_pd(*sum, _mm512_mul_pd(a, row));
+                }
+            }
+        }
+        for (r, (sums, out)) in sums.into_iter().zip(out).enumerate() {
+            let mut all = [0f64; 8];
+            for (sum, part) in sums.into_iter().zip(all.as_chunks_mut::<8>().0) {
+                // SAFETY: the doubles of a register are there, and the store needs no alignment.
+                unsafe { _mm512_storeu_pd(part.as_mut_ptr(), sum) };
+            }
+            for (sum, (a, x)) in all.iter_mut().zip(a[whole..].iter().zip(&rows[r * dim + whole..])) {
+                *sum += a * x;
+            }
+            *out = super::score_scalar::pairwise(all);
+        }
+    }
+    let rest = groups.remainder();
+    let done = (rows.len() - rest.len()) / dim;
+    for (row, out) in rest.chunks_exact(dim).zip(&mut out[done..]) {
+        *out = dot64(a, row);
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn add_scaled64(by: f64, x: &[f64], out: &mut [f64]) {
+    super::score_scalar::add_scaled(by, x, out);
 }
 
 #[target_feature(enable = "avx512f")]
@@ -157,6 +205,11 @@ fn tile<const T: usize, const P: usize, const FETCH: bool>(
             unsafe { _mm512_storeu_ps(out.as_mut_ptr(), whole) };
         }
     }
+}
+
+#[target_feature(enable = "avx512f")]
+fn add_up(products: &[f32], centers: &[f32; WIDE], by: &[f32], totals: &mut [f32]) {
+    super::score_scalar::add_up_by(products, centers, by, totals);
 }
 
 #[target_feature(enable = "avx512f")]

@@ -15,7 +15,8 @@ pub const FEW: usize = 4;
 pub const DEEP: usize = 256;
 
 /// The loops.
-pub const SCORES: Scores = Scores { dot, square_distance, dot64, squares, few, panel, passing, raise, work };
+pub const SCORES: Scores =
+    Scores { dot, square_distance, dot64, dots64, add_scaled64, squares, few, panel, passing, add_up, raise, work };
 
 /// How far a quick sum of `n` products may be from the exact one, in units of sum |q x|: a rounding for
 /// each addition that a product goes through (of a panel, those of its block and those of the blocks;
@@ -56,6 +57,22 @@ fn square_distance(q: &[f32], x: &[f32]) -> f64 {
 
 fn dot64(a: &[f64], b: &[f64]) -> f64 {
     eight(a, b, |a, b| a * b)
+}
+
+fn dots64(a: &[f64], rows: &[f64], out: &mut [f64]) {
+    for (row, out) in rows.chunks_exact(a.len()).zip(out) {
+        *out = dot64(a, row);
+    }
+}
+
+fn add_scaled64(by: f64, x: &[f64], out: &mut [f64]) {
+    add_scaled(by, x, out);
+}
+
+/// Inlined, to be compiled for the instructions of its caller, which keep the two roundings.
+#[inline(always)]
+pub fn add_scaled(by: f64, x: &[f64], out: &mut [f64]) {
+    out.iter_mut().zip(x).for_each(|(out, x)| *out += by * x);
 }
 
 fn squares(rows: &[f32], dim: usize, out: &mut [f32]) {
@@ -124,6 +141,21 @@ fn passing(
     }
 }
 
+fn add_up(products: &[f32], centers: &[f32; WIDE], by: &[f32], totals: &mut [f32]) {
+    add_up_by(products, centers, by, totals);
+}
+
+/// Inlined, to be compiled for the instructions of its caller.
+#[inline(always)]
+pub fn add_up_by(products: &[f32], centers: &[f32; WIDE], by: &[f32], totals: &mut [f32]) {
+    let rows = products.as_chunks::<WIDE>().0.iter().zip(totals.as_chunks_mut::<WIDE>().0);
+    for ((products, totals), by) in rows.zip(by) {
+        for ((total, product), center) in totals.iter_mut().zip(products).zip(centers) {
+            *total += by * (product - center);
+        }
+    }
+}
+
 fn raise(scores: &[f32], biases: &[f32], best: &mut [f32; WIDE]) {
     raise_by(scores, biases, best);
 }
@@ -180,6 +212,18 @@ mod tests {
                     let scores = &kernels.scores;
                     assert_eq!((scores.dot)(&q, &x).to_bits(), dot(&q, &x).to_bits(), "{} n={n}", kernels.name);
                     assert_eq!((scores.dot64)(&wide(&q), &wide(&x)).to_bits(), dot(&q, &x).to_bits());
+                    if n > 0 {
+                        let rows: Vec<f64> =
+                            (0..13).flat_map(|i| wide(&x).into_iter().map(move |x| x * f64::from(i))).collect();
+                        let (mut dots, mut wanted) = ([0.0; 13], [0.0; 13]);
+                        (scores.dots64)(&wide(&q), &rows, &mut dots);
+                        dots64(&wide(&q), &rows, &mut wanted);
+                        assert_eq!(dots.map(f64::to_bits), wanted.map(f64::to_bits), "{} n={n}", kernels.name);
+                        let (mut sum, mut other) = (wide(&x), wide(&x));
+                        (scores.add_scaled64)(0.3, &wide(&q), &mut sum);
+                        add_scaled64(0.3, &wide(&q), &mut other);
+                        assert!(sum.iter().zip(&other).all(|(a, b)| a.to_bits() == b.to_bits()));
+                    }
                     assert_eq!(
                         (scores.square_distance)(&q, &x).to_bits(),
                         square_distance(&q, &x).to_bits(),

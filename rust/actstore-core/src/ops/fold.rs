@@ -71,26 +71,35 @@ pub struct Folded {
     pub mean_norm: f64,
 }
 
-/// A query through the map of a layer.
-pub fn fold(maps: &Maps<'_>, layer: usize, query: &[f32]) -> Folded {
-    let dot = kernels().scores.dot64;
-    let dim = query.len();
+/// Queries through the map of a layer.
+pub fn fold(maps: &Maps<'_>, layer: usize, queries: &[&[f32]]) -> Vec<Folded> {
+    let scores = &kernels().scores;
+    let Some(dim) = queries.first().map(|query| query.len()) else { return Vec::new() };
     let mean = maps.mean(layer, dim);
-    let away: Vec<f64> = query.iter().zip(mean).map(|(q, m)| f64::from(*q) - m).collect();
-    let mut vector = vec![0.0; dim];
-    let mut mapped = Vec::with_capacity(maps.rank);
+    let away: Vec<f64> =
+        queries.iter().flat_map(|query| query.iter().zip(mean).map(|(q, m)| f64::from(*q) - m)).collect();
+    let mut vectors = vec![0.0; queries.len() * dim];
+    let mut mapped = vec![Vec::with_capacity(maps.rank); queries.len()];
+    let mut products = vec![0.0; queries.len()];
     for row in maps.rows(layer, dim).chunks_exact(dim) {
-        let z = dot(row, &away);
-        vector.iter_mut().zip(row).for_each(|(out, a)| *out += z * a);
-        mapped.push(z);
+        (scores.dots64)(row, &away, &mut products);
+        for ((z, vector), mapped) in products.iter().zip(vectors.chunks_exact_mut(dim)).zip(&mut mapped) {
+            (scores.add_scaled64)(*z, row, vector);
+            mapped.push(*z);
+        }
     }
-    Folded {
-        own: dot(&vector, &vector),
-        center: dot(&vector, mean),
-        square: dot(&mapped, &mapped),
-        mean_norm: dot(mean, mean).sqrt(),
-        vector,
-    }
+    let dot = scores.dot64;
+    vectors
+        .chunks_exact(dim)
+        .zip(&mapped)
+        .map(|(vector, mapped)| Folded {
+            own: dot(vector, vector),
+            center: dot(vector, mean),
+            square: dot(mapped, mapped),
+            mean_norm: dot(mean, mean).sqrt(),
+            vector: vector.to_vec(),
+        })
+        .collect()
 }
 
 /// The norm of what each row stands for, `[rows, layers]`, in the order of the selection.
@@ -103,7 +112,8 @@ pub fn norms(source: &dyn Blocks, maps: &Maps<'_>, task: &Task) -> Result<Vec<f6
         return Ok(out);
     }
     task.expect((n * layers) as u64);
-    let dot = kernels().scores.dot64;
+    let scores = &kernels().scores;
+    let dot = scores.dot64;
     let of_group = |(buffer, away): &mut (Vec<f32>, Vec<f64>), group: usize| -> Result<Vec<f64>> {
         let positions = source.positions(group);
         let mut found = vec![0.0; positions.len() * layers];
@@ -119,10 +129,10 @@ pub fn norms(source: &dyn Blocks, maps: &Maps<'_>, task: &Task) -> Result<Vec<f6
                         rows.chunks_exact(dim).flat_map(|row| row.iter().zip(mean).map(|(x, m)| f64::from(*x) - m)),
                     );
                     let mut mapped = vec![Vec::with_capacity(maps.rank); range.len()];
+                    let mut products = [0.0; TOGETHER];
                     for of_map in map.chunks_exact(dim) {
-                        for (mapped, row) in mapped.iter_mut().zip(away.chunks_exact(dim)) {
-                            mapped.push(dot(of_map, row));
-                        }
+                        (scores.dots64)(of_map, away, &mut products[..range.len()]);
+                        mapped.iter_mut().zip(&products).for_each(|(mapped, z)| mapped.push(*z));
                     }
                     for (i, mapped) in range.zip(&mapped) {
                         found[i * layers + layer] = dot(mapped, mapped).sqrt();

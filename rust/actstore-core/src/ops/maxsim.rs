@@ -269,7 +269,7 @@ impl Pass<'_> {
         if few {
             thread.tile.multiply(rows, self.queries, 0..1, coming, scores);
         }
-        thread.tile.measure(rows, self.queries, |i| positions.get(i), scores);
+        thread.tile.measure(rows, self.queries, positions, scores);
         for i in thread.tile.hard() {
             if rows.iter().any(|rows| rows[i * dim..(i + 1) * dim].iter().any(|x| x.is_nan())) {
                 thread.nan.rows += 1;
@@ -288,7 +288,7 @@ impl Pass<'_> {
                 thread.tile.multiply(rows, self.queries, pair.clone(), coming, scores);
             }
             for panel in pair {
-                thread.tile.add_up(self.queries, panel);
+                thread.tile.add_up(self.queries, panel, scores);
                 for ((_, rows), known) in found.iter().zip(&mut known) {
                     thread.tile.raise(self.queries, panel, rows.clone(), &mut known.best, scores);
                 }
@@ -492,7 +492,7 @@ impl<'a> Exact<'a> {
             if queries.are_few() {
                 tile.multiply(&values, queries, 0..1, &[], scores);
             }
-            tile.measure(&values, queries, |i| positions.get(start + i), scores);
+            tile.measure(&values, queries, positions.slice(range.clone()), scores);
             let hard: BTreeSet<usize> = tile.hard().collect();
             let is_nan = |i: usize| {
                 hard.contains(&i) && values.iter().any(|rows| rows[i * dim..(i + 1) * dim].iter().any(|x| x.is_nan()))
@@ -504,7 +504,7 @@ impl<'a> Exact<'a> {
                 if !queries.are_few() {
                     tile.multiply(&values, queries, panel..panel + 1, &[], scores);
                 }
-                tile.add_up(queries, panel);
+                tile.add_up(queries, panel, scores);
                 tile.raise(queries, panel, 0..range.len(), &mut known.best, scores);
                 // What a maximum comes to at least; rows that cannot reach it are none.
                 let least = |j: usize| known.bounds(queries, j).0.max(best[j]);

@@ -19,10 +19,11 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use crate::blocks::Positions;
 use crate::error::{Error, Result};
 use crate::kernels::score_scalar::{FEW, WIDE, error_bound};
 use crate::kernels::{Scores, kernels};
-use crate::ops::fold::{Fold, Folded, fold};
+use crate::ops::fold::{Fold, Folded, Maps, fold};
 
 /// How a row and a query are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +161,7 @@ impl<'a> Queries<'a> {
         let pairs: Vec<(usize, usize)> = range.clone().flat_map(|j| (0..self.layers).map(move |l| (j, l))).collect();
         let folded: Vec<Folded> = match &self.fold {
             None => Vec::new(),
-            Some(own) => pairs.par_iter().map(|(j, l)| fold(&own.maps, *l, self.query(*j, *l))).collect(),
+            Some(own) => self.fold_all(&own.maps, &range),
         };
         let dot = kernels().scores.dot;
         let squares: Vec<f64> = if self.fold.is_some() {
@@ -209,6 +210,22 @@ impl<'a> Queries<'a> {
         let of = OfQueries { squares: &squares, own: &own, scale: &scale };
         let ballots = ballots.into_iter().map(|layers| self.ballot(layers, n, &of)).collect();
         Prepared { queries: self, first: range.start, n, packs, squares, folded, centers, means, ballots }
+    }
+
+    /// All of the queries taken through the maps, by query, then by layer.
+    fn fold_all(&self, maps: &Maps<'_>, range: &Range<usize>) -> Vec<Folded> {
+        /// Queries that go together: each row of a map is fetched once for all of them.
+        const TOGETHER: usize = 8;
+        let starts: Vec<usize> = range.clone().step_by(TOGETHER).collect();
+        let of_some = |start: usize| {
+            let some = start..range.end.min(start + TOGETHER);
+            let by_layer: Vec<Vec<Folded>> = (0..self.layers)
+                .map(|l| fold(maps, l, &some.clone().map(|j| self.query(j, l)).collect::<Vec<_>>()))
+                .collect();
+            let mut by_layer: Vec<_> = by_layer.into_iter().map(Vec::into_iter).collect();
+            some.flat_map(|_| by_layer.iter_mut().filter_map(Iterator::next).collect::<Vec<_>>()).collect::<Vec<_>>()
+        };
+        starts.into_par_iter().flat_map_iter(of_some).collect()
     }
 
     /// Scaled queries of a layer: in panels, `[dim, 16]` each, or as they are when they are few.
@@ -355,9 +372,9 @@ impl Ballot {
                 continue;
             }
             // The mean is taken away after the product, and rounds as it does.
-            for (i, (norm, square)) in norms.iter_mut().zip(&rows.squares[l]).enumerate() {
-                let by = if self.divides() { rows.inverses[l][i] } else { 1.0 };
-                let own = (square.sqrt() * 1.000_01 + rows.means[l]) * by;
+            let (mean, divides) = (rows.means[l], self.divides());
+            for ((norm, square), inverse) in norms.iter_mut().zip(&rows.squares[l]).zip(&rows.inverses[l]) {
+                let own = (square.sqrt() * 1.000_01 + mean) * if divides { *inverse } else { 1.0 };
                 *norm += own * own;
             }
         }
@@ -434,6 +451,24 @@ impl Prepared<'_> {
     pub fn meant(&self, position: usize, layer: usize) -> Option<f64> {
         let fold = self.queries.fold.as_ref()?;
         fold.norms.get(position * self.queries.layers + layer).copied()
+    }
+
+    /// The squares of these norms of rows at some positions, in float32.
+    pub fn squares_meant(&self, positions: Positions<'_>, layer: usize, out: &mut [f32]) {
+        let norms = self.queries.fold.as_ref().map_or(&[][..], |fold| fold.norms);
+        let square = |norm: f64| (norm * norm) as f32;
+        match positions {
+            Positions::Run(first, n) => {
+                let own = norms[first * self.queries.layers..(first + n) * self.queries.layers].iter();
+                let own = own.skip(layer).step_by(self.queries.layers);
+                out.iter_mut().zip(own).for_each(|(out, norm)| *out = square(*norm));
+            }
+            Positions::List(list) => {
+                for (out, position) in out.iter_mut().zip(list) {
+                    *out = square(norms[position * self.queries.layers + layer]);
+                }
+            }
+        }
     }
 
     /// Whether rows are mapped, and norms needed.

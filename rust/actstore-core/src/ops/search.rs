@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-use crate::blocks::Blocks;
+use crate::blocks::{Blocks, Positions};
 use crate::error::{Error, Result};
 use crate::kernels::kernels;
 use crate::kernels::score_scalar::WIDE;
@@ -209,7 +209,8 @@ impl Pass<'_> {
                 let next = range.end..positions.len().min(range.end + step);
                 let coming = decoded.iter().map(|layer| layer.in_place(next.clone()).unwrap_or_default());
                 let coming: Vec<&[f32]> = coming.collect();
-                self.tile(&rows, &coming, start > 0, &panels, &rows_of, hits, tile);
+                let own = positions.slice(range);
+                self.tile(&rows, &coming, start > 0, &panels, own, &rows_of, hits, tile);
             }
             Ok(())
         })?;
@@ -228,6 +229,7 @@ impl Pass<'_> {
         coming: &[&[f32]],
         fetched: bool,
         panels: &Range<usize>,
+        positions: Positions<'_>,
         rows_of: &dyn Fn(usize) -> (usize, i64),
         hits: &mut Hits,
         tile: &mut Tile,
@@ -243,7 +245,7 @@ impl Pass<'_> {
         if after {
             tile.multiply(rows, queries, first.clone(), coming, scores);
         }
-        tile.measure(rows, queries, |i| rows_of(i).0, scores);
+        tile.measure(rows, queries, positions, scores);
         for i in tile.hard() {
             let x = row(i);
             if x.iter().any(|x| x.iter().any(|v| v.is_nan())) {

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::blocks::Positions;
 use crate::kernels::Scores;
 use crate::kernels::score_scalar::WIDE;
 use crate::ops::scorer::{Ballot, Prepared, RowNorms};
@@ -104,15 +105,9 @@ impl Tile {
         }
     }
 
-    /// Learns the rows' norms, of which `position` says where they stand. (Few queries get those of the rows
-    /// themselves with the products.)
-    pub fn measure(
-        &mut self,
-        rows: &[&[f32]],
-        queries: &Prepared<'_>,
-        position: impl Fn(usize) -> usize,
-        scores: &Scores,
-    ) {
+    /// Learns the rows' norms, which stand at these positions. (Few queries get those of the rows themselves
+    /// with the products.)
+    pub fn measure(&mut self, rows: &[&[f32]], queries: &Prepared<'_>, positions: Positions<'_>, scores: &Scores) {
         let dim = queries.dim();
         if !queries.are_few() {
             for (rows, squares) in rows.iter().zip(&mut self.squares) {
@@ -127,10 +122,7 @@ impl Tile {
         let mapped = queries.has_norms();
         if mapped {
             for (l, meant) in self.meant.iter_mut().enumerate() {
-                for (i, square) in meant.iter_mut().enumerate() {
-                    let norm = queries.meant(position(i), l).unwrap_or(f64::NAN);
-                    *square = (norm * norm) as f32;
-                }
+                queries.squares_meant(positions, l, meant);
             }
         }
         let meant = if mapped { &self.meant } else { &self.squares };
@@ -143,6 +135,8 @@ impl Tile {
             for (inverses, squares) in self.inverses.iter_mut().zip(meant) {
                 inverses.iter_mut().zip(squares).for_each(|(inverse, square)| *inverse = 1.0 / square.sqrt());
             }
+        } else {
+            self.inverses.iter_mut().for_each(|inverses| inverses.fill(1.0));
         }
         let own = RowNorms { squares: &self.squares, meant, inverses: &self.inverses, means: &queries.means };
         let sides = self.biases.iter_mut().zip(&mut self.norms).zip(&mut self.blurs);
@@ -156,7 +150,7 @@ impl Tile {
     }
 
     /// Adds up products of layers for a panel, where a ballot is more than one layer's.
-    pub fn add_up(&mut self, queries: &Prepared<'_>, panel: usize) {
+    pub fn add_up(&mut self, queries: &Prepared<'_>, panel: usize, scores: &Scores) {
         for (b, ballot) in queries.ballots.iter().enumerate() {
             if !ballot.is_plain() {
                 let totals = &mut self.totals[b];
@@ -165,12 +159,7 @@ impl Tile {
                     let products = of_panel(&self.products[l], self.n, panel - self.first);
                     let none = [0.0; WIDE];
                     let centers = queries.centers(l, panel).unwrap_or(&none);
-                    let rows = totals.as_chunks_mut::<WIDE>().0.iter_mut().zip(products.as_chunks::<WIDE>().0);
-                    for ((totals, products), inverse) in rows.zip(&self.inverses[l]) {
-                        let by = if ballot.divides() { *inverse } else { 1.0 };
-                        let products = products.iter().zip(centers);
-                        totals.iter_mut().zip(products).for_each(|(total, (product, c))| *total += by * (product - c));
-                    }
+                    (scores.add_up)(products, centers, &self.inverses[l], totals);
                 }
             }
         }
@@ -183,7 +172,7 @@ impl Tile {
         self.masks.resize(self.n, 0);
         // Slots of the last panel that no query has.
         let taken = (1u32 << (queries.n - panel * WIDE).min(WIDE)) - 1;
-        self.add_up(queries, panel);
+        self.add_up(queries, panel, scores);
         for (b, ballot) in queries.ballots.iter().enumerate() {
             let base = std::array::from_fn(|slot| match panel * WIDE + slot {
                 j if j < queries.n => ballot.base(j, reached(j)),
