@@ -63,6 +63,10 @@ work = {
     "list": lambda: site[np.arange(0, len(site), 256)[::-1], 0],
     "out": lambda: site.select(tokens=rows).read(out=np.empty((len(rows), 8, 512), "f4")),
     "verify": store.verify,
+    "moments": site.moments,
+    "cross": lambda: site.select(layers=0).cross_moments(site.select(layers=1)),
+    "maxsim": lambda: site.maxsim([np.ones((2, 512), "f4")], k=1),
+    "neighbors": lambda: site.select(layers=0).neighbors(1),
 }[sys.argv[2]]
 print("ready", flush=True)
 try:
@@ -77,7 +81,7 @@ print("still good", flush=True)
 """
 
 
-@pytest.mark.parametrize("what", ["read", "list", "out", "verify"])
+@pytest.mark.parametrize("what", ["read", "list", "out", "verify", "moments", "cross", "maxsim", "neighbors"])
 def test_ctrl_c_stops(slow: Path, what: str) -> None:
     with other_process(INTERRUPTED, slow, what) as process:
         assert process.stdout is not None

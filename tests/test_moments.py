@@ -404,3 +404,31 @@ def test_many_wide_layers_take_the_memory_of_the_result(tmp_path: Path) -> None:
     wanted = np.cov(rows[:, 32, :50].astype(np.float64).T, bias=True)
     np.testing.assert_allclose(np.load(tmp_path / "c.npy"), wanted, atol=1e-12)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
+
+
+def test_a_reducer_that_raises_beside_moments() -> None:
+    class Broken:
+        def new(self) -> Any:
+            return None
+
+        def update(self, state: Any, block: actstore.Block) -> None:
+            raise ValueError("not today")
+
+        def merge(self, a: Any, b: Any) -> Any:
+            return None
+
+        def finish(self, state: Any) -> Any:
+            return None
+
+    rows = np.ones((5000, 2, 40), F32)
+    with pytest.raises(ValueError, match="not today"):
+        actstore.scan(rows, [actstore.Moments(), Broken()])
+
+
+def test_progress_reaches_the_end() -> None:
+    rows = np.random.default_rng(0).normal(size=(4000, 2, 30)).astype(F32)
+    seen: list[tuple[int, int]] = []
+    actstore.moments(rows, progress=lambda *now: seen.append(now))
+    assert seen[-1] == (8000, 8000)
+    actstore.cross_moments(rows, rows, progress=lambda *now: seen.append(now))
+    assert seen[-1] == (4000, 4000)

@@ -33,7 +33,7 @@ def moments(
         strings.
     precision : {"float64", "float32"}
         Of products: of all, or float32 within some 256 rows, whose sums are added in float64; about twice as
-        fast, to some six digits.
+        fast, to some six digits of what float32 can hold.
     threads : int
         0 means all cores. Results do not depend on it.
     progress : callable, optional
