@@ -79,6 +79,51 @@ def test_of_pooled_sites(site: actstore.Site, path: Path) -> None:
     np.testing.assert_allclose(found.scores.mean(0).sum(), wide.search(long, k=1).scores[0, 0], rtol=1e-4)
 
 
+def test_of_concatenated_layers(site: actstore.Site) -> None:
+    """Each layer has its own part of the query, in whatever order layers are asked for."""
+    docs = site.pool("mean", on_empty="zero", mix="concat")
+    hits = docs.search(np.random.default_rng(3).normal(size=48).astype(F32), k=1)
+    whole = hits.explain(0, 0)
+    turned = hits.explain(0, 0, layers=[12, 6, 0])
+    assert np.array_equal(turned.scores, whole.scores[:, ::-1])
+    assert np.array_equal(hits.explain(0, 0, layers=6).scores, whole.scores[:, [1]])
+    some = site.pool("mean", on_empty="zero", mix="concat", layers=[0, 6])
+    hits = some.search(np.ones(32, F32), k=1)
+    with pytest.raises(errors.InvalidInputError, match="not for layer 12"):
+        hits.explain(0, 0, layers=[6, 12])
+
+
+def test_only_what_was_pooled(tmp_path: Path) -> None:
+    """Neither special tokens that were left out, nor rows that a view has not."""
+    rows = np.array([9, 1, 3, 7, 5], F32)[:, None, None]
+    with actstore.create(tmp_path / "x", {"x": actstore.SiteSpec(1, 1, "float32")}) as w:
+        w.append({"x": rows}, [3, 2], tokens={"special": [1, 0, 0, 1, 0]})
+    site = actstore.open(tmp_path / "x")["x"]
+    site.pool("mean", special=False, out="kept")
+    query = np.ones((1, 1), F32)
+    [reduced] = site.select(tokens=[1, 2, 4]).scan([actstore.Pool("mean")])
+    for docs in (
+        site.pool("mean", special=False),
+        site.select(tokens=[1, 2, 4]).pool("mean"),
+        actstore.open(tmp_path / "x")["kept"],
+        reduced,
+    ):
+        hits = docs.search(query, k=2)
+        assert hits.scores.tolist() == [[5.0, 2.0]]
+        assert hits.explain(0, 1).scores[:, 0].tolist() == [1.0, 3.0]
+        assert hits.explain(0, 1).rows.tolist() == [1, 2]
+        assert hits.explain(0, 0).rows.tolist() == [4]
+
+
+def test_weights_and_nan() -> None:
+    rows = np.array([[[18, 1]], [[np.nan, 1]], [[3, 5]]], F32).swapaxes(1, 2)
+    hits = actstore.maxsim(rows, [0, 3], [np.ones((1, 1), F32)], k=1, weights=[1, 2], on_nan="skip")
+    found = hits.explain(0, 0)
+    assert found.best.tolist() == [0]
+    np.testing.assert_allclose(found.scores[0, [0, 2]], [20, 13])
+    assert hits.explain(0, 0, layers=1).scores[0].tolist() == [2.0, 2.0, 10.0]
+
+
 def test_of_maxsim(site: actstore.Site) -> None:
     rng = np.random.default_rng(4)
     query = rng.normal(size=(4, 16)).astype(F32)
@@ -120,6 +165,7 @@ def test_wrong(site: actstore.Site) -> None:
             hits.explain(query, rank)  # type: ignore[arg-type]
     with pytest.raises(errors.NotFoundError, match="no layer 3"):
         hits.explain(0, 0, layers=3)
-    by_layer = site.search(np.ones((1, 3, 16), F32), k=1)
+    by_layer = site.select(layers=[0, 6]).search(np.ones((1, 2, 16), F32), k=1)
+    assert by_layer.explain(0, 0, layers=[6]).shape[1] == 1
     with pytest.raises(errors.InvalidInputError, match="a vector for each"):
-        by_layer.explain(0, 0, layers=[6])
+        by_layer.explain(0, 0, layers=[6, 12])

@@ -302,3 +302,31 @@ def test_forked() -> None:
         assert np.array_equal(found.scores, wanted.scores)
 
     join(fork(child))
+
+
+def test_candidates_are_pruned() -> None:
+    """Examples that come ever better are candidates all, until better ones are known."""
+    import subprocess
+    import sys
+
+    code = (
+        "import numpy as np, actstore, resource\n"
+        "rows = np.zeros((200_000, 4), np.float32); rows[:, 0] = np.arange(len(rows))\n"
+        "queries = [np.array([[1 + i, 0, 0, 0]], np.float32) for i in range(60)]\n"
+        "offset = np.arange(len(rows) + 1)\n"
+        "actstore.maxsim(rows[:100], offset[:101], queries, 1)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "hits = actstore.maxsim(rows, offset, queries, 1, threads=1)\n"
+        "assert (hits.rows == len(rows) - 1).all()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) * 1024 < 100e6
+
+
+def test_three_axes_are_so_many_queries_whatever_the_layers() -> None:
+    rng = np.random.default_rng(7)
+    rows, queries = rng.normal(size=(10, 3, 4)).astype(F32), rng.normal(size=(2, 3, 4)).astype(F32)
+    together = actstore.maxsim(rows, [0, 5, 10], queries, k=2)
+    one_by_one = actstore.maxsim(rows, [0, 5, 10], list(queries[:, :, None]), k=2)
+    assert np.array_equal(together.scores, one_by_one.scores)

@@ -432,3 +432,17 @@ def test_progress_reaches_the_end() -> None:
     assert seen[-1] == (8000, 8000)
     actstore.cross_moments(rows, rows, progress=lambda *now: seen.append(now))
     assert seen[-1] == (4000, 4000)
+
+
+@pytest.mark.parametrize("far", [1e3, 1e5, 1e7])
+def test_rows_as_far_from_zero_as_float32_can_tell_apart(far: float) -> None:
+    """Against exact sums: a mean far away costs no digit of what is around it."""
+    rng = np.random.default_rng(int(far))
+    rows = (rng.normal(size=(1500, 1, 30)) + far).astype(F32)
+    away = rows.astype(np.longdouble)[:, 0] - far
+    away -= away.mean(0)
+    cov = (away.T @ away / len(away)).astype(np.float64)
+    for m in (actstore.moments(rows), actstore.moments(rows[:400]) + actstore.moments(rows[400:])):
+        assert m.cov is not None
+        spread = np.sqrt(np.outer(np.diagonal(cov), np.diagonal(cov)))
+        assert (np.abs(m.cov[0] - cov) <= (1e-12 if m is not None and far < 1e6 else 1e-10) * spread).all()

@@ -116,6 +116,13 @@ def test_nan() -> None:
     assert (nn.distances[[4, 20]] == np.inf).all()
 
 
+def test_rows_that_come_twice_are_refused(tmp_path: Path) -> None:
+    with actstore.create(tmp_path / "x", {"x": actstore.SiteSpec(1, 2, "float32")}) as w:
+        w.append({"x": np.eye(2, dtype=F32)[[0, 1, 0, 1, 0], None]}, [5])
+    with pytest.raises(errors.InvalidInputError, match="more than once"):
+        actstore.open(tmp_path / "x")["x"].select(tokens=[3, 3, 4]).neighbors(k=1)
+
+
 def test_few_rows_and_wrong_input() -> None:
     assert actstore.neighbors(np.zeros((0, 3)), 2).rows.shape == (0, 2)
     assert actstore.neighbors(np.zeros((1, 3)), 2).rows.tolist() == [[-1, -1]]

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import pickle
 import pkgutil
 import sys
@@ -321,6 +322,51 @@ def test_damage_is_told(tmp_path: Path) -> None:
     shard.write_bytes(data)
     with pytest.raises(errors.FormatError):
         actstore.open(tmp_path / "x").whiteners["white"]
+
+
+def test_a_whitener_that_is_none_is_in_nobodys_way(tmp_path: Path) -> None:
+    """What a later actstore, or somebody else, has put there."""
+    rows = rows_of(60, 4, n_layers=2)
+    make(tmp_path / "x", rows)
+    from actstore import _native
+
+    attributes = {"actstore": {"whitener": {"version": 1, "layers": "all"}}}
+    spec = {
+        "name": "whiteners/odd/mean",
+        "shape": [],
+        "dtype": "float64",
+        "codec": "blosc",
+        "chunk_rows": None,
+        "shard_rows": None,
+        "dimension_names": ["mean"],
+        "attributes": attributes,
+    }
+    writer = _native.Writer.append_to(str(tmp_path / "x"))
+    writer.add_arrays(json.dumps([spec]))
+    writer.append({"whiteners/odd/mean": np.zeros(3)})
+    writer.commit(writer.state)
+    writer.close()
+    w = actstore.Whitener.fit(actstore.open(tmp_path / "x")["x"])
+    w.save(tmp_path / "x", "good", site="x")
+    store = actstore.open(tmp_path / "x")
+    assert "malformed" in store.info()["whiteners"]["odd"]["error"]
+    assert store.info()["whiteners"]["good"]["rank"] == [4, 4]
+    store["x"].search(rows[:2], 3, metric="cos", transform=store.whiteners["good"])
+    assert store.whiteners.get("none") is None
+    with pytest.raises(errors.FormatError, match="malformed"):
+        store.whiteners["odd"]
+
+
+def test_an_axis_may_have_the_name(tmp_path: Path) -> None:
+    spec = actstore.SiteSpec(1, 3, "float32", axis="whiteners")
+    with actstore.create(tmp_path / "x", {"x": spec}) as w:
+        w.append({"x": np.eye(3, dtype=F32)[:, None]}, [3], tokens={"mean": [1, 2, 3]})
+    store = actstore.open(tmp_path / "x")
+    assert store.info()["whiteners"] == {}
+    whitener = actstore.Whitener.fit(store["x"])
+    store["x"].search(np.eye(3, dtype=F32), 2, metric="cos", transform=whitener)
+    with pytest.raises(errors.InvalidInputError, match="no room"):
+        whitener.save(tmp_path / "x", "w")
 
 
 # ---- Wrong input ----

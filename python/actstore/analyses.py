@@ -155,7 +155,8 @@ def maxsim(
     Parameters
     ----------
     queries : list of array ``[Tq, D]`` or ``[Tq, L, D]``, or Site
-        For each query its vectors; one query may stand without the list. Of a site each example is one.
+        For each query its vectors; one query ``[Tq, D]`` may stand without the list. Of a site each example
+        is one.
     k : int
         How many; where there are fewer, the rest is missing.
     metric, combine, weights, transform, min_score, on_nan, threads, progress

@@ -1,6 +1,5 @@
 """Why a hit is one: the scores of its example's tokens, layer by layer or for each query vector."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 from .errors import InvalidInputError
 from .layout import EXAMPLES
 from .origin import Origin, StoredOrigin, stored_origin
-from .selection import layer_positions
+from .selection import layer_positions, rows_array
 from .view import View
 
 
@@ -59,7 +58,8 @@ class Explanation:
     def best(self) -> NDArray[np.int64]:
         """Of a MaxSim, which row each query vector found best, int64 ``[Tq]``; of a search, the best row of
         each layer, ``[L]``. Counted within the example."""
-        at: NDArray[np.int64] = self.scores.argmax(1 if self.kind == "maxsim" else 0)
+        usual = np.where(np.isnan(self.scores), -np.inf, self.scores)
+        at: NDArray[np.int64] = usual.argmax(1 if self.kind == "maxsim" else 0)
         return at
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -99,100 +99,104 @@ def explained(
     """
     origin = view._origin
     [name] = origin.ids(np.array([example], np.int64))
-    tokens, labels, transform = _tokens(view, how)
-    if layers is not None:
-        labels = [tokens.labels[i] for i in _positions(tokens, layers)]
-        if vectors.shape[1] > 1 and labels != list(view.layers):
-            raise InvalidInputError(
-                f"explain: the query has a vector for each of layers {view.layers}, not for layers {labels}"
-            )
-    rows = _rows_of(view, tokens, example)
-    at = [tokens.labels.index(label) for label in labels]
-    values = np.empty((len(rows), len(at), tokens.array.shape[2]), np.float32)
-    if values.size:
-        tokens.array.read(rows, at, values)
+    tokens, rows, searched = _tokens(view, example)
     recipe = origin.recipe or {}
-    queries = vectors
-    if recipe.get("mix") == "concat" and len(at) > 1 and tokens is not origin:
-        queries = vectors.reshape(len(vectors), len(at), -1)
-    scores = _scores(values, queries, labels, how.metric, transform)
-    numbers = tokens.numbers_of(rows)
-    if not maxsim:
-        return Explanation(scores[0].astype(np.float32), "search", example, name, numbers, labels)
-    if how.combine == "max":
-        whole = scores.max(2)
-    else:
-        whole = scores @ (np.ones(len(labels)) if how.weights is None else how.weights)
-    return Explanation(whole.astype(np.float32), "maxsim", example, name, numbers, labels)
-
-
-def _positions(origin: Origin, layers: Any) -> list[int]:
-    return layer_positions(layers, origin.labels, origin.what)
-
-
-def _tokens(view: View, how: Any) -> tuple[Origin, list[int], Any]:
-    """Where the tokens are: the site itself, or what it was pooled from; the layers, and the transform."""
-    origin, recipe = view._origin, view._origin.recipe
-    labels, transform = list(view.layers), how.transform
-    if origin.axis != EXAMPLES or recipe is None:
-        return origin, labels, transform
-    source = origin.made_of
-    if isinstance(origin, StoredOrigin):
-        source = stored_origin(origin.snapshot, recipe["source"])
-    if source is None:
-        return origin, labels, transform
-    if recipe["mix"] is not None and len(recipe["layers"]) > 1:
-        labels = list(recipe["layers"])
-        if transform is not None:
+    mixed = recipe.get("mix") is not None and len(recipe["layers"]) > 1 and tokens is not origin
+    if mixed and recipe["mix"] == "concat":
+        vectors = vectors.reshape(len(vectors), len(searched), -1)
+    labels = searched if layers is None else _labels(tokens, layers)
+    if vectors.shape[1] > 1 or (maxsim and how.weights is not None):
+        absent = [label for label in labels if label not in searched]
+        if absent:
+            what = "a vector for each" if vectors.shape[1] > 1 else "weights for each"
+            raise InvalidInputError(
+                f"explain: the query has {what} of layers {list(searched)}, not for layer {absent[0]}"
+            )
+    at = [searched.index(label) for label in labels] if set(labels) <= set(searched) else []
+    if vectors.shape[1] > 1:
+        vectors = vectors[:, at]
+    transform = how.transform
+    if transform is not None:
+        if mixed:
             raise InvalidInputError(
                 "explain: rows were mixed from several layers before they were whitened: tokens were not",
                 hint="whiten the layers, then search them together",
             )
-    return source, labels, transform
+        transform = transform.select(labels)
+    values = np.empty((len(rows), len(labels), tokens.array.shape[2]), np.float32)
+    if values.size:
+        tokens.array.read(rows, [tokens.labels.index(label) for label in labels], values)
+    scores = _scores(values, vectors, how.metric, transform)
+    numbers = tokens.numbers_of(rows)
+    if not maxsim:
+        return Explanation(scores[0].astype(np.float32), "search", example, name, numbers, list(labels))
+    if how.combine == "max":
+        whole = scores.max(2)
+    else:
+        whole = scores @ (np.ones(len(labels)) if how.weights is None else how.weights[at])
+    return Explanation(whole.astype(np.float32), "maxsim", example, name, numbers, list(labels))
 
 
-def _rows_of(view: View, tokens: Origin, example: int) -> NDArray[np.int64]:
-    """The rows of an example, in the array that the tokens are in."""
-    if tokens.axis == EXAMPLES:
-        if tokens.numbers is None:
-            return np.array([example], np.int64)
-        return np.flatnonzero(tokens.numbers == example)[:1].astype(np.int64)
-    if tokens is view._origin:
-        # Of the view: what was left out has no part in it.
-        order, offset = view._view.grouped()
-        examples = view._view.examples
-        at = np.flatnonzero(np.asarray(examples) == example)
-        if at.size:
-            positions = np.arange(offset[at[0]], offset[at[0] + 1])
-            positions = positions if order is None else order[positions]
-            rows = view._view.rows
-            return positions + rows.start if isinstance(rows, range) else rows[positions]
-    offset = tokens.offset()
-    return np.arange(offset[example], offset[example + 1])
+def _labels(origin: Origin, layers: Any) -> list[int]:
+    return [origin.labels[i] for i in layer_positions(layers, origin.labels, origin.what)]
+
+
+def _tokens(view: View, example: int) -> tuple[Origin, NDArray[np.int64], list[int]]:
+    """Where an example's tokens are, their rows, and the layers that were searched.
+
+    Of a pooled site they are those that were pooled, where these are at hand; else its one row.
+    """
+    origin, recipe, labels = view._origin, view._origin.recipe, list(view.layers)
+    if origin.axis != EXAMPLES:
+        return origin, _of_view(view, example), labels
+    numbers = origin.numbers
+    place = example if numbers is None else int(np.flatnonzero(numbers == example)[0])
+    if recipe is None:
+        return origin, np.array([place], np.int64), labels
+    if recipe["mix"] is not None and len(recipe["layers"]) > 1:
+        labels = list(recipe["layers"])
+    if isinstance(origin, StoredOrigin):
+        source = stored_origin(origin.snapshot, recipe["source"])
+        first, last = (int(end) for end in source.offset()[example : example + 2])
+        rows = np.arange(first, last)
+        if not recipe["special"]:
+            rows = rows[source.column("special", range(first, last)) == 0]
+        return source, rows, labels
+    if origin.made_of is None:
+        return origin, np.array([place], np.int64), list(view.layers)
+    made = origin.made_of
+    own = made.rows[int(made.offset[place]) : int(made.offset[place + 1])]
+    return made.origin, rows_array(own), labels
+
+
+def _of_view(view: View, example: int) -> NDArray[np.int64]:
+    """The rows of an example in a view: what was left out has no part in it."""
+    order, offset = view._view.grouped()
+    [place] = np.flatnonzero(rows_array(view._view.examples) == example)[:1]
+    positions = np.arange(offset[place], offset[place + 1])
+    positions = positions if order is None else order[positions]
+    rows = view._view.rows
+    return positions + rows.start if isinstance(rows, range) else rows[positions]
 
 
 def _scores(
-    values: NDArray[np.float32],
-    queries: NDArray[np.float32],
-    labels: Sequence[int],
-    metric: str,
-    transform: Any,
+    values: NDArray[np.float32], queries: NDArray[np.float32], metric: str, transform: Any
 ) -> NDArray[np.float64]:
     """Scores ``[Tq, T, L]`` of rows ``[T, L, D]`` by metric, in float64."""
-    x = values.astype(np.float64)
-    q = np.broadcast_to(queries, (len(queries), *values.shape[1:])).astype(np.float64)
-    if transform is not None:
-        own = transform.select(labels)
-        x, q = (np.einsum("tld,lrd->tlr", rows - own.mean, own.map_rows) for rows in (x, q))
-    products: NDArray[np.float64] = np.einsum("qld,tld->qtl", q, x)
-    if metric == "dot":
-        return products
-    of_x, of_q = np.einsum("tld,tld->tl", x, x), np.einsum("qld,qld->ql", q, q)[:, None]
-    if metric == "cos":
-        norms = np.sqrt(of_q) * np.sqrt(of_x)
-        cosines: NDArray[np.float64] = np.divide(
-            products, norms, out=np.zeros_like(products), where=norms > 0
-        )
-        return cosines
-    scores: NDArray[np.float64] = -((q[:, None] - x) ** 2).sum(-1)
-    return scores
+    n_queries, (n_rows, n_layers, _) = len(queries), values.shape
+    out = np.zeros((n_queries, n_rows, n_layers))
+    for i in range(n_layers):
+        x = values[:, i].astype(np.float64)
+        q = queries[:, i if queries.shape[1] > 1 else 0].astype(np.float64)
+        if transform is not None:
+            x, q = ((rows - transform.mean[i]) @ transform.map_rows[i].T for rows in (x, q))
+        if metric == "l2":
+            for j in range(n_queries):
+                out[j, :, i] = -((q[j] - x) ** 2).sum(1)
+            continue
+        products = q @ x.T
+        if metric == "cos":
+            norms = np.linalg.norm(q, axis=1)[:, None] * np.linalg.norm(x, axis=1)
+            products = np.divide(products, norms, out=np.zeros_like(products), where=norms != 0)
+        out[:, :, i] = products
+    return out

@@ -70,8 +70,7 @@ def _vectors(queries: Any, view: View) -> tuple[NDArray[np.float32], NDArray[np.
         if not isinstance(queries, list | tuple):
             array = as_numpy(queries, what)
             # One query by itself, or as many as the first axis has.
-            by_layer = len(view.layers) > 1 and array.ndim == 3 and array.shape[1] == len(view.layers)
-            if array.ndim == 2 or (by_layer and array.ndim == 3):
+            if array.ndim == 2:
                 queries = [array]
             elif array.ndim in (3, 4):
                 queries = list(array)

@@ -219,7 +219,7 @@ class MemoryOrigin(Origin):
 
     def example_column(self, name: str) -> NDArray[Any]:
         if self.made_of is not None:  # Examples are called as they are there.
-            return self.made_of.example_column(name)
+            return self.made_of.origin.example_column(name)
         raise NotFoundError(f"{self.what} has no column {name!r}: it lies in memory and has none")
 
     def pickled(

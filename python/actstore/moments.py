@@ -12,7 +12,7 @@ from .errors import InvalidInputError, NotFoundError, ShapeError
 from .layout import EXAMPLES
 from .memory import array_origin
 from .scan import Job, NativeReducer, Pass, scan_view
-from .selection import compact_rows, is_int, layer_positions, native_rows, rows_array, take
+from .selection import Rows, compact_rows, is_int, layer_positions, native_rows, rows_array, take
 from .view import Progress, View, one_of
 
 PRECISIONS = ("float64", "float32")
@@ -262,7 +262,7 @@ class _MomentsJob:
                 },
             )
         ]
-        self._cov = cov
+        self._cov, self._precision = cov, precision
 
     def taken(self, outputs: list[Any]) -> MomentsResult:
         """From the sums."""
@@ -282,6 +282,13 @@ class _MomentsJob:
                 else:
                     second[layer, group] /= n[group]
         cov = second if self._cov else None
+        if self._precision == "float32" and self._cov:
+            # Values above 1e19 have no square in float32.
+            wide = np.diagonal(second, axis1=2, axis2=3)
+            if not np.isfinite(wide[:, ~empty]).all():
+                raise InvalidInputError(
+                    "moments: squares overflow float32", hint="precision='float64' has room for them"
+                )
         var = np.diagonal(second, axis1=2, axis2=3).copy() if self._cov else second
         view = self._over.view
         if self._groups is None:
@@ -399,7 +406,7 @@ def cross_view(
 ) -> CrossMoments:
     """`Site.cross_moments` of any view."""
     one_of(precision, PRECISIONS, "cross_moments: precision")
-    if not is_int(offset):
+    if not is_int(offset) or abs(int(offset)) >= 1 << 62:
         raise InvalidInputError(f"cross_moments: offset is {offset!r}, not an int")
     if not isinstance(other, View):
         other = View(array_origin(other))
@@ -426,8 +433,8 @@ def cross_view(
     size = (len(view.layers), len(other.layers), view.shape[2], other.shape[2])
     new_array(size, np.dtype(np.float64), "cross_moments: cov")
     mean, other_mean, cov = _native.cross_moments(
-        (view._origin.native, native_rows(rows), view._native_layers()),
-        (other._origin.native, native_rows(other_rows), other._native_layers()),
+        _native_side(view, rows),
+        _native_side(other, other_rows),
         precision,
         threads=threads,
         progress=progress,
@@ -438,6 +445,12 @@ def cross_view(
     else:
         mean[...], other_mean[...], cov[...] = np.nan, np.nan, np.nan
     return CrossMoments(view.layers, other.layers, n, mean, other_mean, cov)
+
+
+def _native_side(view: View, rows: Rows) -> Any:
+    """Rows of a view as the core takes them, with what layers and rows are called."""
+    origin = view._origin
+    return origin.native, native_rows(rows), view._native_layers(), list(view.layers), origin.numbers
 
 
 def _check_same_rows(view: View, other: View) -> None:

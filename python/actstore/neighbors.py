@@ -99,13 +99,18 @@ def neighbors_view(
     n, n_layers, dim = view.shape
     if not n_layers or not dim:
         raise InvalidInputError(f"{view._what}: there is nothing to compare")
+    numbers = view.rows
+    if len(np.unique(numbers)) < n:
+        raise InvalidInputError(
+            "neighbors: rows of the view come more than once: which of them is left out as itself?",
+            hint="select each row once",
+        )
     how = Scoring(metric, skip_nan=on_nan == "skip", distances=True)
     distances = new_array((n, k), np.dtype(np.float32), "neighbors: distances")
     rows = new_array((n, k), np.dtype(np.int64), "neighbors: rows")
     n_rescored = 0
     # Queries are rows too: a block of them at a time, against all.
     step = int(min(_MOST_QUERIES, max(16, _QUERY_BYTES // (4 * n_layers * dim))))
-    numbers = view.rows
     total = n * n_layers * -(-n // step)
     for start in range(0, n, step):
         stop = min(start + step, n)

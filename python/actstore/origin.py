@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -16,6 +17,15 @@ from .layout import EXAMPLES, IDS
 from .parts import Part
 from .selection import Rows, RowView, rows_array
 from .snapshot import Handle, Snapshot, load
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What pooled rows were made of: rows of an origin, and where those of each pooled row begin."""
+
+    origin: "Origin"
+    rows: Rows
+    offset: NDArray[np.int64]
 
 
 class Origin(ABC):
@@ -41,7 +51,7 @@ class Origin(ABC):
         What its writer said of it.
     norms : dict
         Norms of all rows, whitened, ``[n_rows, L]``, by the whitener's digest: those that were needed.
-    made_of : Origin, optional
+    made_of : Made, optional
         What it was pooled from, where that is at hand.
     """
 
@@ -52,7 +62,7 @@ class Origin(ABC):
     labels: tuple[int, ...]
     numbers: NDArray[np.int64] | None = None
     about: Mapping[str, Any] = MappingProxyType({})
-    made_of: "Origin | None" = None
+    made_of: Made | None = None
 
     @cached_property
     def norms(self) -> dict[str, NDArray[np.float64]]:

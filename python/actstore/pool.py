@@ -17,6 +17,7 @@ from .arrays import new_array
 from .errors import InvalidInputError
 from .layout import EXAMPLES, RECIPE_VERSION
 from .memory import Known, MemoryOrigin
+from .origin import Made
 from .selection import Rows, compact_rows, native_rows, rows_array, take
 from .view import BLOCK_BYTES, Progress, View, layer_weights, one_of
 
@@ -98,6 +99,11 @@ class Plan:
         """Examples there are."""
         return len(self._offset) - 1
 
+    @property
+    def made_of(self) -> Made:
+        """The rows that are pooled."""
+        return Made(self._view._origin, self._rows, self._offset)
+
     def compute(self, start: int, stop: int, progress: Progress | None = None) -> NDArray[np.float32]:
         """Examples `start` to `stop`, float32 ``[stop - start, L', D']``; zeros for those without rows."""
         n_examples, (_, n_layers, dim), mix = stop - start, self._view.shape, self._how.mix
@@ -145,7 +151,7 @@ def pool_view(view: View, how: Recipe, threads: int, progress: Progress | None) 
     examples = view._view.examples
     names = view._origin.ids(rows_array(examples))
     origin = pooled_origin(values, how, view.layers, examples, names, called(view, how.kind))
-    origin.made_of = view._origin
+    origin.made_of = plan.made_of
     return origin
 
 

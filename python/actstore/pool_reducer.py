@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from .arrays import new_array
 from .errors import InvalidInputError
+from .origin import Made
 from .pool import Recipe, called, check_poolable, pooled_origin, recipe, refuse_empty
 from .scan import Job, NativeReducer, Pass
 from .selection import compact_rows, rows_array
@@ -204,7 +205,8 @@ class _WholeJob:
         names = view._origin.ids(rows_array(examples))
         so = called(view, self._how.kind)
         origin = pooled_origin(self._out, self._how, view.layers, examples, names, so)
-        origin.made_of = view._origin
+        assert self._over.offset is not None
+        origin.made_of = Made(view._origin, self._over.rows, self._over.offset)
         return Site(origin)
 
 

@@ -115,8 +115,9 @@ class Whitener:
         eps : float
             Added to each variance before its root is divided by.
         shrinkage : float or "oas"
-            Draw the covariance towards its mean variance: (1 - s) C + s tr(C) / D I; from 0 to 1, or by the
-            rule of Chen et al., "Shrinkage algorithms for MMSE covariance estimation" (2010).
+            Draw the variances of the directions that stay towards the mean variance, as (1 - s) C +
+            s tr(C) / D I has them; from 0 to 1, or by the rule of Chen et al., "Shrinkage algorithms for MMSE
+            covariance estimation" (2010).
         threads, progress
             As `Site.moments` has them.
 
@@ -182,6 +183,8 @@ class Whitener:
     def select(self, layers: Any) -> "Whitener":
         """That of some layers, named as in `Site.select`."""
         at = layer_positions(layers, self.layers, "whitener")
+        if not at:
+            raise InvalidInputError("whitener: no layers are selected")
         return self._some(at)
 
     def _some(self, at: Sequence[int]) -> "Whitener":
@@ -381,8 +384,11 @@ class Whitener:
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise FormatError(f"{where}: a malformed whitener: {error!r:.80}", kind="metadata") from error
-        if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise FormatError(f"{where}: a malformed whitener: not all of it is finite", kind="metadata")
+        finite = all(np.isfinite(array).all() for array in arrays.values())
+        amounts = [whitener.eps, *whitener.shrinkage]
+        good = all(np.isfinite(amount) and amount >= 0 for amount in amounts)
+        if not (finite and good and len(whitener.shrinkage) == len(layers) == len(set(layers))):
+            raise FormatError(f"{where}: a malformed whitener", kind="metadata")
         return whitener
 
     def __repr__(self) -> str:
@@ -411,6 +417,9 @@ class Whiteners(Mapping[str, Whitener]):
     # Mapping would look for KeyError, which NotFoundError is not.
     def __contains__(self, name: object) -> bool:
         return name in self._names
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self._names else default
 
     def __iter__(self) -> Any:
         return iter(self._names)

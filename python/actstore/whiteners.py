@@ -43,14 +43,20 @@ def names(parts: Sequence[Part]) -> list[str]:
 def describe(parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
     """The whiteners of a store by name, ready for JSON: what each says of itself."""
     shown = ("layers", "dim", "kind", "rank", "n", "source", "site")
-    told = {name: _told(parts[0].reader, name) for name in names(parts)}
-    return {name: {key: found.get(key) for key in shown} for name, found in told.items()}
+    told: dict[str, dict[str, Any]] = {}
+    for name in names(parts):
+        try:
+            found = _told(parts[0].reader, name)
+        except FormatError as error:  # It is no reason to say nothing of the others.
+            told[name] = {"error": str(error)}
+            continue
+        told[name] = {key: found.get(key) for key in shown}
+    return told
 
 
 def _names(reader: _native.Reader) -> list[str]:
-    ends = (FOLDER + "/", "/mean")
-    there = [name for name in reader.arrays if name.startswith(ends[0]) and name.endswith(ends[1])]
-    return [name[len(ends[0]) : -len(ends[1])] for name in there]
+    paths = [name.split("/") for name in reader.arrays]
+    return [path[1] for path in paths if len(path) == 3 and path[0] == FOLDER and path[2] == "mean"]
 
 
 def _told(reader: _native.Reader, name: str) -> Mapping[str, Any]:
@@ -180,8 +186,11 @@ def write(
         if name in _names(part.reader):
             theirs = _told(part.reader, name)
             if theirs != told:
+                differ = ", ".join(key for key in told if theirs.get(key) != told[key]) or "something"
                 raise StorageError(
-                    f"{part.path} has another whitener {name!r}", kind="exists", hint="choose another name"
+                    f"{part.path} has another whitener {name!r}: they differ in {differ}",
+                    kind="exists",
+                    hint="choose another name",
                 )
     done = 0
     total = sum(part.rows.get(_axis(part, site), 0) for part in parts) * len(layers)

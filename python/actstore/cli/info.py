@@ -65,6 +65,9 @@ def _lines(info: Mapping[str, Any]) -> Iterator[str]:
     if info["whiteners"]:
         yield "whiteners"
     for name, told in info["whiteners"].items():
+        if "error" in told:
+            yield f"  {name}  {told['error']}"
+            continue
         ranks = sorted(set(told["rank"]))
         rank = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
         norms = "" if told["site"] is None else f", norms of {told['site']}"

@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--pool", choices=POOLS, help="fit to the rows of each example pooled so (default: rows as they are)"
     )
-    parser.add_argument("--kind", choices=KINDS, default="pca", help="default: pca")
+    parser.add_argument("--kind", choices=KINDS, help="default: pca")
     parser.add_argument("--dim", type=positive, metavar="N", help="keep the N directions of most variance")
     parser.add_argument(
         "--eps", type=float, default=0.0, metavar="X", help="add X to each variance (default: 0)"
@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     with open_store(args.store) as store:
         name = site_name(list(store), args.site, args.store)
         if args.out in store.whiteners:
-            if args.dim is not None or args.layers is not None or args.eps or args.shrinkage:
+            given = (args.dim, args.layers, args.kind, args.eps or None, args.shrinkage or None)
+            if any(value is not None for value in given):
                 wrong_usage(
                     args, f"{args.out!r} is there already: a whitener is for good, choose another name"
                 )
@@ -98,7 +99,7 @@ def _fitted(args: argparse.Namespace, site: Any) -> Whitener:
         return Whitener.fit(
             site,
             args.dim,
-            args.kind,
+            args.kind or "pca",
             eps=args.eps,
             shrinkage=args.shrinkage,
             threads=args.threads,

@@ -129,10 +129,12 @@ pub struct Products {
     pub add64: fn(&Square64, [usize; 2], &mut [&mut [f64]], usize),
     /// Likewise, of float32.
     pub add32: fn(&Square32, [usize; 2], &mut [&mut [f64]], usize),
-    /// Packs a panel: of rows of so many values the columns from one on, less their means.
-    pub center64: fn(&[f32], usize, usize, &[f64], &mut [f64]),
+    /// Packs a panel: of rows of so many values the columns from one on, less their means in two parts.
+    pub center64: fn(&[f32], usize, usize, [&[f64]; 2], &mut [f64]),
     /// Likewise, rounded to float32.
-    pub center32: fn(&[f32], usize, usize, &[f64], &mut [f32]),
+    pub center32: fn(&[f32], usize, usize, [&[f64]; 2], &mut [f32]),
+    /// Adds to sums how far rows are from values near them.
+    pub sum_away: fn(&[f32], &[f64], &mut [f64]),
 }
 
 type Square64 = products_scalar::Square<f64, { products_scalar::WIDE64 }>;

@@ -14,8 +14,9 @@ pub const PRODUCTS: Products = Products {
     square32: detected!(square32(a: &[f32], b: &[f32], out: &mut Square<f32, WIDE32>)),
     add64: detected!(add64(sums: &Square<f64, WIDE64>, size: [usize; 2], out: &mut [&mut [f64]], at: usize)),
     add32: detected!(add32(sums: &Square<f32, WIDE32>, size: [usize; 2], out: &mut [&mut [f64]], at: usize)),
-    center64: detected!(center64(rows: &[f32], dim: usize, from: usize, mean: &[f64], out: &mut [f64])),
-    center32: detected!(center32(rows: &[f32], dim: usize, from: usize, mean: &[f64], out: &mut [f32])),
+    center64: detected!(center64(rows: &[f32], dim: usize, from: usize, mean: [&[f64]; 2], out: &mut [f64])),
+    center32: detected!(center32(rows: &[f32], dim: usize, from: usize, mean: [&[f64]; 2], out: &mut [f32])),
+    sum_away: detected!(sum_away(rows: &[f32], near: &[f64], sums: &mut [f64])),
 };
 
 /// One loop: $tall columns of the first panel by $across registers of the second at a time.

@@ -17,7 +17,7 @@ pub const WIDE32: usize = 48;
 pub type Square<T, const W: usize> = [[T; W]; W];
 
 /// The loops.
-pub const PRODUCTS: Products = Products { square64, square32, add64, add32, center64, center32 };
+pub const PRODUCTS: Products = Products { square64, square32, add64, add32, center64, center32, sum_away };
 
 /// A function of what is below, compiled for instructions that are named outside.
 #[cfg(target_arch = "x86_64")]
@@ -34,13 +34,18 @@ macro_rules! recompiled {
         }
 
         #[target_feature(enable = $features)]
-        fn center64(rows: &[f32], dim: usize, from: usize, mean: &[f64], out: &mut [f64]) {
+        fn center64(rows: &[f32], dim: usize, from: usize, mean: [&[f64]; 2], out: &mut [f64]) {
             scalar::center::<f64, WIDE64>(rows, dim, from, mean, out);
         }
 
         #[target_feature(enable = $features)]
-        fn center32(rows: &[f32], dim: usize, from: usize, mean: &[f64], out: &mut [f32]) {
+        fn center32(rows: &[f32], dim: usize, from: usize, mean: [&[f64]; 2], out: &mut [f32]) {
             scalar::center::<f32, WIDE32>(rows, dim, from, mean, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn sum_away(rows: &[f32], near: &[f64], sums: &mut [f64]) {
+            scalar::sum(rows, near, sums);
         }
     };
 }
@@ -106,30 +111,34 @@ pub fn add<T: Element, const W: usize>(
     }
 }
 
-fn center64(rows: &[f32], dim: usize, from: usize, mean: &[f64], out: &mut [f64]) {
+fn center64(rows: &[f32], dim: usize, from: usize, mean: [&[f64]; 2], out: &mut [f64]) {
     center::<f64, WIDE64>(rows, dim, from, mean, out);
 }
 
-fn center32(rows: &[f32], dim: usize, from: usize, mean: &[f64], out: &mut [f32]) {
+fn center32(rows: &[f32], dim: usize, from: usize, mean: [&[f64]; 2], out: &mut [f32]) {
     center::<f32, WIDE32>(rows, dim, from, mean, out);
 }
 
-/// Packs a panel: the columns `from` on of rows of `dim`, less their means.
+/// Packs a panel: the columns `from` on of rows of `dim`, less their means, which come in two parts: a value
+/// near them that float32 holds, and what that lacks. Taken away one after the other, nothing is lost.
 #[inline(always)]
-pub fn center<T: Element, const W: usize>(rows: &[f32], dim: usize, from: usize, mean: &[f64], out: &mut [T]) {
+pub fn center<T: Element, const W: usize>(rows: &[f32], dim: usize, from: usize, mean: [&[f64]; 2], out: &mut [T]) {
     let columns = W.min(dim - from);
-    let mut own = [0.0; W];
-    own[..columns].copy_from_slice(&mean[from..from + columns]);
+    let own = mean.map(|part| {
+        let mut own = [0.0; W];
+        own[..columns].copy_from_slice(&part[from..from + columns]);
+        own
+    });
     for (row, out) in rows.chunks_exact(dim).zip(out.as_chunks_mut::<W>().0) {
         let row = &row[from..from + columns];
         if let Ok(row) = <&[f32; W]>::try_from(row) {
-            for ((out, x), mean) in out.iter_mut().zip(row).zip(&own) {
-                *out = T::of(f64::from(*x) - mean);
+            for (((out, x), near), rest) in out.iter_mut().zip(row).zip(&own[0]).zip(&own[1]) {
+                *out = T::of((f64::from(*x) - near) - rest);
             }
         } else {
             *out = [T::default(); W];
-            for ((out, x), mean) in out.iter_mut().zip(row).zip(&own) {
-                *out = T::of(f64::from(*x) - mean);
+            for (((out, x), near), rest) in out.iter_mut().zip(row).zip(&own[0]).zip(&own[1]) {
+                *out = T::of((f64::from(*x) - near) - rest);
             }
         }
     }
@@ -153,6 +162,20 @@ fn square32(a: &[f32], b: &[f32], out: &mut Square<f32, WIDE32>) {
     }
 }
 
+fn sum_away(rows: &[f32], near: &[f64], sums: &mut [f64]) {
+    sum(rows, near, sums);
+}
+
+/// Adds how far rows are from values near them.
+#[inline(always)]
+pub fn sum(rows: &[f32], near: &[f64], sums: &mut [f64]) {
+    for row in rows.chunks_exact(near.len()) {
+        for ((sum, x), near) in sums.iter_mut().zip(row).zip(near) {
+            *sum += f64::from(*x) - near;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,17 +195,20 @@ mod tests {
     fn panels_are_packed_and_sums_added_alike() {
         for dim in [1usize, 24, 40, 48, 100] {
             let rows: Vec<f32> = values(5 * dim, 2).iter().map(|x| *x as f32).collect();
-            let mean = values(dim, 4);
+            let near: Vec<f64> = values(dim, 4).iter().map(|x| f64::from(*x as f32)).collect();
+            let rest: Vec<f64> = values(dim, 6).iter().map(|x| x * 1e-9).collect();
+            let mean = [&near[..], &rest[..]];
+            let away = |i: usize| (f64::from(rows[i]) - near[i % dim]) - rest[i % dim];
             for kernels in available() {
                 let products = &kernels.products;
                 let (mut out64, mut out32) = (vec![f64::NAN; 5 * WIDE64], vec![f32::NAN; 5 * WIDE32]);
                 let mut sums = vec![1.0; 5 * dim];
                 let mut sums: Vec<&mut [f64]> = sums.chunks_mut(dim).collect();
                 for from in (0..dim).step_by(WIDE64) {
-                    (products.center64)(&rows, dim, from, &mean, &mut out64);
+                    (products.center64)(&rows, dim, from, mean, &mut out64);
                     for (i, out) in out64.iter().enumerate() {
                         let (r, d) = (i / WIDE64, from + i % WIDE64);
-                        let wanted = if d < dim { f64::from(rows[r * dim + d]) - mean[d] } else { 0.0 };
+                        let wanted = if d < dim { away(r * dim + d) } else { 0.0 };
                         assert_eq!(*out, wanted, "{}", kernels.name);
                     }
                     let mut square = [[0.0; WIDE64]; WIDE64];
@@ -190,15 +216,20 @@ mod tests {
                     (products.add64)(&square, [5, WIDE64.min(dim - from)], &mut sums, from);
                 }
                 for from in (0..dim).step_by(WIDE32) {
-                    (products.center32)(&rows, dim, from, &mean, &mut out32);
+                    (products.center32)(&rows, dim, from, mean, &mut out32);
                     let mut square = [[0.0; WIDE32]; WIDE32];
                     square.iter_mut().zip(out32.as_chunks::<WIDE32>().0).for_each(|(to, row)| *to = *row);
                     (products.add32)(&square, [5, WIDE32.min(dim - from)], &mut sums, from);
                 }
                 let sums = sums.concat();
                 for (i, sum) in sums.iter().enumerate() {
-                    let away = f64::from(rows[i]) - mean[i % dim];
-                    assert!((sum - 1.0 - 2.0 * away).abs() < 1e-6, "{} {dim} {i}: {sum} {away}", kernels.name);
+                    assert!((sum - 1.0 - 2.0 * away(i)).abs() < 1e-6, "{} {dim} {i}: {sum}", kernels.name);
+                }
+                let mut found = vec![0.0; dim];
+                (products.sum_away)(&rows, &near, &mut found);
+                for (d, found) in found.iter().enumerate() {
+                    let wanted = (0..5).map(|r| f64::from(rows[r * dim + d]) - near[d]).fold(0.0, |a, b| a + b);
+                    assert_eq!(*found, wanted, "{}", kernels.name);
                 }
             }
         }

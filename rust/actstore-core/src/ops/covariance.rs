@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::ops::gather::Gatherer;
-use crate::ops::panels::{Packed, Panel, pack_wide, parts, push_mean};
+use crate::ops::panels::{Mean, Packed, Panel, pack_wide, parts};
 use crate::ops::scan::{Block, State, take_state};
 
 /// Rows of a piece at most: few enough for float32 sums to stay exact to their last digits, enough for
@@ -49,6 +49,25 @@ pub struct Names<'a> {
     pub rows: Option<&'a [i64]>,
 }
 
+impl Names<'_> {
+    /// What to say of rows of a layer that are not finite.
+    fn wrong_rows(&self, layer: usize, count: usize, first: usize) -> Error {
+        let first = self.rows.map_or(first as i64, |names| names[first]);
+        let (rows, are) = if count == 1 { ("row", "is") } else { ("rows", "are") };
+        let layer = self.layers[layer];
+        Error::invalid(format!(
+            "{count} {rows} of layer {layer} {are} NaN or infinite, the first is row {first}: select the others"
+        ))
+    }
+
+    /// The same of one that was met.
+    pub fn wrong(&self, layer: usize, row: usize) -> Error {
+        let row = self.rows.map_or(row as i64, |names| names[row]);
+        let layer = self.layers[layer];
+        Error::invalid(format!("row {row} of layer {layer} is NaN or infinite: select the others"))
+    }
+}
+
 /// The moments so far.
 #[derive(Debug)]
 pub struct Sums {
@@ -68,6 +87,7 @@ pub struct Covariance<'a> {
     dim: usize,
     row: &'a (dyn Fn(usize) -> usize + Sync),
     sums: Mutex<Sums>,
+    means: Mutex<Mean>,
     /// Rows of a layer that are not finite: how many, and the first.
     wrong: Mutex<(usize, usize)>,
     spare: Mutex<Vec<Ready>>,
@@ -78,7 +98,7 @@ pub struct Covariance<'a> {
 struct Ready {
     pieces: Vec<Piece>,
     /// `[pieces, dim]`.
-    means: Vec<f64>,
+    means: Mean,
     /// Squares, `[pieces, dim]`; or the panels of each piece.
     squares: Vec<f64>,
     panels64: Packed<f64>,
@@ -113,29 +133,32 @@ impl<'a> Covariance<'a> {
         }
         let each = layers * n_groups * dim;
         let second = if kind == Kind::Diagonal { each } else { each * dim };
-        let sums = Sums { n: vec![0; n_groups], mean: vec![0.0; each], second: vec![0.0; second] };
+        let sums = Sums { n: vec![0; n_groups], mean: Vec::new(), second: vec![0.0; second] };
         let wrong = Mutex::new((0, usize::MAX));
-        Ok(Covariance { kind, groups, names, dim, row, sums: Mutex::new(sums), wrong, spare: Mutex::default() })
+        let means = Mutex::new(Mean::new(each));
+        let (sums, spare) = (Mutex::new(sums), Mutex::default());
+        Ok(Covariance { kind, groups, names, dim, row, sums, means, wrong, spare })
     }
 
     /// What was summed.
     pub fn into_sums(self) -> Sums {
-        self.sums.into_inner().expect("no panic while held")
+        let mut sums = self.sums.into_inner().expect("no panic while held");
+        sums.mean = self.means.into_inner().expect("no panic while held").whole();
+        sums
     }
 
     /// A piece of rows that follow one another.
     fn piece(&self, packed: &mut Ready, group: usize, values: &[f32]) {
         let (dim, n) = (self.dim, values.len() / self.dim);
-        let first = packed.means.len();
-        push_mean(values, dim, &mut packed.means);
-        let mean = &packed.means[first..];
+        let first = packed.means.push(values, dim);
+        let mean = packed.means.parts(first, dim);
         let at = match self.kind {
             Kind::Diagonal => {
                 let at = packed.squares.len();
                 packed.squares.resize(at + dim, 0.0);
                 for row in values.chunks_exact(dim) {
-                    for ((sum, x), mean) in packed.squares[at..].iter_mut().zip(row).zip(mean) {
-                        let away = f64::from(*x) - mean;
+                    for (((sum, x), near), rest) in packed.squares[at..].iter_mut().zip(row).zip(mean[0]).zip(mean[1]) {
+                        let away = (f64::from(*x) - near) - rest;
                         *sum += away * away;
                     }
                 }
@@ -162,19 +185,16 @@ impl<'a> Covariance<'a> {
     /// Merges means, and gives the row that each piece adds to the products of its group.
     fn merge(&self, sums: &mut Sums, layer: usize, packed: &[Ready]) -> BTreeMap<usize, Vec<f64>> {
         let (dim, n_groups) = (self.dim, sums.n.len());
+        let mut means = self.means.lock().expect("no panic while held");
         let mut between: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
         for packed in packed {
-            for (piece, mean) in packed.pieces.iter().zip(packed.means.chunks_exact(dim)) {
+            for (i, piece) in packed.pieces.iter().enumerate() {
                 let at = layer * n_groups + piece.group;
                 let (before, more) = (sums.n[piece.group] as f64, piece.rows as f64);
                 let share = more / (before + more);
                 let by = (before * share).sqrt();
-                let whole = &mut sums.mean[at * dim..(at + 1) * dim];
-                let away = whole.iter_mut().zip(mean).map(|(whole, mean)| {
-                    let away = mean - *whole;
-                    *whole += away * share;
-                    by * away
-                });
+                let mean = packed.means.parts(i * dim, dim);
+                let away = means.merge(at * dim, mean, share).map(|away| by * away);
                 if self.kind == Kind::Diagonal {
                     let second = sums.second[at * dim..(at + 1) * dim].iter_mut();
                     let own = &packed.squares[piece.at..piece.at + dim];
@@ -254,7 +274,7 @@ impl Gatherer for Covariance<'_> {
                 self.piece(&mut packed, 0, &block.values[piece.start * dim..piece.end * dim]);
             }
         }
-        if packed.means.iter().any(|mean| !mean.is_finite()) {
+        if packed.means.rest.iter().any(|rest| !rest.is_finite()) {
             self.find_wrong(block);
             packed.clear();
         }
@@ -284,12 +304,7 @@ impl Gatherer for Covariance<'_> {
     fn end(&self, layer: usize) -> Result<()> {
         let (count, first) = *self.wrong.lock().expect("no panic while held");
         if count > 0 {
-            let first = self.names.rows.map_or(first as i64, |names| names[first]);
-            return Err(Error::invalid(format!(
-                "{count} {} of layer {} NaN or infinite, the first is row {first}: select the others",
-                if count == 1 { "row" } else { "rows" },
-                format_args!("{} {}", self.names.layers[layer], if count == 1 { "is" } else { "are" }),
-            )));
+            return Err(self.names.wrong_rows(layer, count, first));
         }
         let mut sums = self.sums.lock().expect("no panic while held");
         let dim = self.dim;

@@ -9,10 +9,10 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use crate::blocks::{Blocks, Positions};
+use crate::blocks::{Blocks, Positions, room};
 use crate::error::{Error, Result};
-use crate::ops::covariance::evenly;
-use crate::ops::panels::{Packed, Panel, pack_wide, padded, parts, push_mean};
+use crate::ops::covariance::{Names, PIECE, evenly};
+use crate::ops::panels::{Mean, Packed, Panel, pack_wide, padded, parts};
 use crate::process::{Task, pool};
 
 /// Bytes that the packed rows of a window come to.
@@ -33,7 +33,7 @@ pub struct Cross {
 
 /// Sums the products of all layers of `x` with all of `y`. The rows of `x` must be in the order of their
 /// array.
-pub fn cross<T: Panel>(x: &dyn Blocks, y: &dyn Blocks, task: &Task) -> Result<Cross> {
+pub fn cross<T: Panel>([x, y]: [&dyn Blocks; 2], names: [Names<'_>; 2], task: &Task) -> Result<Cross> {
     let ([rows, x_layers, x_dim], [y_rows, y_layers, y_dim]) = (x.shape(), y.shape());
     if rows != y_rows {
         return Err(Error::shape(format!("{rows} rows and {y_rows}: as many are needed of both")));
@@ -50,19 +50,22 @@ pub fn cross<T: Panel>(x: &dyn Blocks, y: &dyn Blocks, task: &Task) -> Result<Cr
     let tiles = |layers: usize, most: usize| (0..layers).step_by(most).map(move |l| l..layers.min(l + most));
     let passes = tiles(x_layers, x_most).count() * tiles(y_layers, y_most).count();
     task.expect((rows * passes) as u64);
-    let (x, y) = (Side::new(x)?, Side::new(y)?);
+    let (x, y) = (Side::new(x, names[0])?, Side::new(y, names[1])?);
+    let mut buffer = Vec::new();
     pool(task.threads)?.install(|| {
         for of_x in tiles(x_layers, x_most) {
             for of_y in tiles(y_layers, y_most) {
                 let row = (of_x.len() * padded::<T>(x_dim) + of_y.len() * padded::<T>(y_dim)) * size_of::<T>();
                 let whole = x.source.positions(0).len().max(1);
-                let window = (WINDOW / row / whole * whole).max(256);
+                let fit = (WINDOW / row).max(PIECE);
+                let window = if fit < whole { fit } else { fit / whole * whole };
                 let (mut means_x, mut means_y) = (Means::new(of_x.len(), x_dim), Means::new(of_y.len(), y_dim));
+                let (mut packed_x, mut packed_y) = (Vec::new(), Vec::new());
                 for start in (0..rows).step_by(window) {
                     task.check()?;
                     let range = start..rows.min(start + window);
-                    let packed_x = x.pack::<T>(&of_x, &range, &mut means_x)?;
-                    let packed_y = y.pack::<T>(&of_y, &range, &mut means_y)?;
+                    x.pack::<T>(&of_x, &range, &mut means_x, &mut buffer, &mut packed_x)?;
+                    y.pack::<T>(&of_y, &range, &mut means_y, &mut buffer, &mut packed_y)?;
                     let mut work = Vec::new();
                     let matrices = found.second.chunks_exact_mut(x_dim * y_dim).enumerate();
                     for (pair, matrix) in matrices {
@@ -75,14 +78,14 @@ pub fn cross<T: Panel>(x: &dyn Blocks, y: &dyn Blocks, task: &Task) -> Result<Cr
                         }
                     }
                     work.into_par_iter().with_max_len(1).for_each(|((x, y), mut part)| {
-                        for ((n, x), (_, y)) in x.iter().zip(y) {
-                            part.add_products(*n, [x, y], false);
+                        for ((n, x), (_, y)) in x.all(x_dim).zip(y.all(y_dim)) {
+                            part.add_products(n, [x, y], false);
                         }
                     });
                     task.advance(range.len() as u64);
                 }
-                found.mean_x[of_x.start * x_dim..of_x.end * x_dim].copy_from_slice(&means_x.means);
-                found.mean_y[of_y.start * y_dim..of_y.end * y_dim].copy_from_slice(&means_y.means);
+                found.mean_x[of_x.start * x_dim..of_x.end * x_dim].copy_from_slice(&means_x.means.whole());
+                found.mean_y[of_y.start * y_dim..of_y.end * y_dim].copy_from_slice(&means_y.means.whole());
             }
         }
         Ok(found)
@@ -93,47 +96,67 @@ pub fn cross<T: Panel>(x: &dyn Blocks, y: &dyn Blocks, task: &Task) -> Result<Cr
 struct Means {
     dim: usize,
     rows: f64,
-    means: Vec<f64>,
+    means: Mean,
 }
 
 impl Means {
     fn new(layers: usize, dim: usize) -> Self {
-        Means { dim, rows: 0.0, means: vec![0.0; layers * dim] }
+        Means { dim, rows: 0.0, means: Mean::new(layers * dim) }
     }
 
     /// Merges pieces of a layer, and gives the row that each adds to the products.
-    fn merge(&mut self, layer: usize, pieces: &[(usize, Vec<f64>)]) -> Vec<f64> {
+    fn merge<T>(&mut self, layer: usize, pieces: &[Piece<T>]) -> Vec<f64> {
         let mut rows = self.rows;
-        let whole = &mut self.means[layer * self.dim..(layer + 1) * self.dim];
         let mut between = Vec::with_capacity(pieces.len() * self.dim);
-        for (n, mean) in pieces {
-            let share = *n as f64 / (rows + *n as f64);
+        for piece in pieces {
+            let share = piece.rows as f64 / (rows + piece.rows as f64);
             let by = (rows * share).sqrt();
-            for (whole, mean) in whole.iter_mut().zip(mean) {
-                let away = mean - *whole;
-                *whole += away * share;
-                between.push(by * away);
-            }
-            rows += *n as f64;
+            let away = self.means.merge(layer * self.dim, piece.mean.parts(0, self.dim), share);
+            between.extend(away.map(|away| by * away));
+            rows += piece.rows as f64;
         }
         between
+    }
+}
+
+/// Rows of a layer that follow one another, packed.
+#[derive(Default)]
+struct Piece<T> {
+    rows: usize,
+    panels: Packed<T>,
+    mean: Mean,
+}
+
+/// The pieces of a layer, and what lies between them; written over from window to window.
+#[derive(Default)]
+struct Ready<T> {
+    pieces: Vec<Piece<T>>,
+    between: Vec<T>,
+}
+
+impl<T: Panel> Ready<T> {
+    /// How many rows, and their panels.
+    fn all(&self, dim: usize) -> impl Iterator<Item = (usize, &[T])> {
+        let pieces = self.pieces.iter().map(move |piece| (piece.rows, piece.panels.get(0, piece.rows, dim)));
+        pieces.chain(std::iter::once((self.pieces.len(), &self.between[..])))
     }
 }
 
 /// One of the two arrays, whose rows are found by position.
 struct Side<'a> {
     source: &'a dyn Blocks,
+    names: Names<'a>,
     /// The first position of each group, where each group's follow one another.
     firsts: Option<Vec<usize>>,
     /// Otherwise where the row of each position is: its group, and its place there.
     places: Vec<(u32, u32)>,
 }
 
-/// The pieces of a layer: how many rows, and their panels; the last is what lies between them.
-type Pieces<T> = Vec<(usize, Vec<T>)>;
-
 impl<'a> Side<'a> {
-    fn new(source: &'a dyn Blocks) -> Result<Self> {
+    fn new(source: &'a dyn Blocks, names: Names<'a>) -> Result<Self> {
+        if names.layers.len() != source.shape()[1] {
+            return Err(Error::shape(format!("{} names for {} layers", names.layers.len(), source.shape()[1])));
+        }
         let mut firsts = Vec::with_capacity(source.groups());
         for group in 0..source.groups() {
             match source.positions(group) {
@@ -142,7 +165,7 @@ impl<'a> Side<'a> {
             }
         }
         if firsts.len() == source.groups() {
-            return Ok(Side { source, firsts: Some(firsts), places: Vec::new() });
+            return Ok(Side { source, names, firsts: Some(firsts), places: Vec::new() });
         }
         let mut places = vec![(0, 0); source.shape()[0]];
         for group in 0..source.groups() {
@@ -151,41 +174,41 @@ impl<'a> Side<'a> {
                 places[positions.get(i)] = (group as u32, i as u32);
             }
         }
-        Ok(Side { source, firsts: None, places })
+        Ok(Side { source, names, firsts: None, places })
     }
 
-    /// The rows of layers at some positions, in pieces.
-    fn pack<T: Panel>(&self, layers: &Range<usize>, range: &Range<usize>, means: &mut Means) -> Result<Vec<Pieces<T>>> {
+    /// Packs the rows of layers at some positions, in pieces.
+    fn pack<T: Panel>(
+        &self,
+        layers: &Range<usize>,
+        range: &Range<usize>,
+        means: &mut Means,
+        rows: &mut Vec<f32>,
+        ready: &mut Vec<Ready<T>>,
+    ) -> Result<()> {
         let dim = self.source.shape()[2];
-        let mut rows = vec![0f32; range.len() * dim];
-        let mut packed = Vec::new();
-        for (l, layer) in layers.clone().enumerate() {
-            self.read(layer, range, &mut rows)?;
+        let rows = room(rows, range.len() * dim);
+        ready.resize_with(layers.len(), Ready::default);
+        for ((l, layer), ready) in layers.clone().enumerate().zip(ready) {
+            self.read(layer, range, rows)?;
             let pieces: Vec<Range<usize>> = evenly(range.len()).collect();
-            let pieces: Vec<(usize, Vec<f64>, Vec<T>)> = pieces
-                .into_par_iter()
-                .map(|piece| {
-                    let values = &rows[piece.start * dim..piece.end * dim];
-                    let (mut mean, mut panels) = (Vec::new(), Packed::default());
-                    push_mean(values, dim, &mut mean);
-                    panels.push(values, dim, &mean);
-                    (piece.len(), mean, panels.into_vec())
-                })
-                .collect();
-            if pieces.iter().any(|(_, mean, _)| mean.iter().any(|mean| !mean.is_finite())) {
+            ready.pieces.resize_with(pieces.len(), Piece::default);
+            ready.pieces.par_iter_mut().zip(pieces).for_each(|(piece, of_rows)| {
+                let values = &rows[of_rows.start * dim..of_rows.end * dim];
+                piece.rows = of_rows.len();
+                piece.mean.clear();
+                piece.panels.clear();
+                piece.mean.push(values, dim);
+                piece.panels.push(values, dim, piece.mean.parts(0, dim));
+            });
+            if ready.pieces.iter().any(|piece| piece.mean.rest.iter().any(|rest| !rest.is_finite())) {
                 let wrong = rows.chunks_exact(dim).position(|row| row.iter().any(|x| !x.is_finite()));
-                let row = wrong.map_or(0, |i| self.source.row(range.start + i));
-                return Err(Error::invalid(format!("row {row} of the array is NaN or infinite: select the others")));
+                return Err(self.names.wrong(layer, wrong.map_or(0, |i| self.source.row(range.start + i))));
             }
-            let (of_means, panels): (Vec<_>, Vec<_>) =
-                pieces.into_iter().map(|(n, mean, panels)| ((n, mean), (n, panels))).unzip();
-            let between = means.merge(l, &of_means);
-            let mut panels: Pieces<T> = panels;
-            panels.push((of_means.len(), pack_wide(&between, dim)));
-            packed.push(panels);
+            ready.between = pack_wide(&means.merge(l, &ready.pieces), dim);
         }
         means.rows += range.len() as f64;
-        Ok(packed)
+        Ok(())
     }
 
     /// The rows of a layer at some positions, one after the other.

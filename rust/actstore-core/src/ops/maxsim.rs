@@ -29,6 +29,9 @@ use crate::process::{Task, pool};
 const BATCH: usize = 2048;
 /// Candidates that a thread keeps before it looks which of them still are.
 const MANY: usize = 1 << 16;
+/// Bytes of maxima that a tile may have, and of those that hits of a batch may have.
+const TILE_BYTES: usize = 8 << 20;
+const HIT_BYTES: usize = 64 << 20;
 
 /// The best examples for each query; those without rows are never among them.
 ///
@@ -46,7 +49,7 @@ pub fn maxsim(
         return Err(Error::invalid(format!("bounds of queries rise from 0 to the {} vectors", vectors.n())));
     }
     let pool = pool(task.threads)?;
-    let batches = batches(bounds);
+    let batches = batches(bounds, ask.k.min(examples.len()));
     let [rows, layers, _] = source.shape();
     task.expect((rows * layers * batches.len()) as u64);
     let mut found = Found::default();
@@ -74,12 +77,13 @@ pub fn maxsim(
     Ok(found)
 }
 
-/// Queries in batches of few vectors.
-fn batches(bounds: &[usize]) -> Vec<Range<usize>> {
+/// Queries in batches of few vectors, and of few maxima that are kept for their best `k`.
+fn batches(bounds: &[usize], k: usize) -> Vec<Range<usize>> {
+    let most = BATCH.min(HIT_BYTES / size_of::<f64>() / k.max(1));
     let mut batches: Vec<Range<usize>> = Vec::new();
     for query in 0..bounds.len() - 1 {
         match batches.last_mut() {
-            Some(batch) if bounds[query + 1] - bounds[batch.start] <= BATCH => batch.end = query + 1,
+            Some(batch) if bounds[query + 1] - bounds[batch.start] <= most => batch.end = query + 1,
             _ => batches.push(query..query + 1),
         }
     }
@@ -137,6 +141,8 @@ struct Thread {
     open: BTreeMap<usize, Known>,
     top: Vec<TopK>,
     candidates: Vec<Candidate>,
+    /// How many candidates there may be before those that no longer are go.
+    full: usize,
     nan: Nan,
 }
 
@@ -153,6 +159,7 @@ impl Pass<'_> {
                 open: BTreeMap::new(),
                 top: (0..self.thresholds.len()).map(|_| TopK::default()).collect(),
                 candidates: Vec::new(),
+                full: MANY,
                 nan: Nan::default(),
             };
             let mut buffers = Vec::new();
@@ -176,6 +183,7 @@ impl Pass<'_> {
             open: BTreeMap::new(),
             top: (0..self.thresholds.len()).map(|_| TopK::default()).collect(),
             candidates: Vec::new(),
+            full: MANY,
             nan: Nan::default(),
         };
         for thread in threads {
@@ -230,7 +238,10 @@ impl Pass<'_> {
         let [_, n_layers, dim] = self.source.shape();
         let layers: Vec<usize> = (0..n_layers).collect();
         let positions = self.source.positions(group);
-        let step = (TILE / (n_layers * dim) / STEP * STEP).max(STEP);
+        // Each row of a tile may be an example with maxima of its own.
+        let known = self.queries.ballots.len() * self.queries.n.next_multiple_of(WIDE) * size_of::<f32>();
+        let most = (TILE / (n_layers * dim)).min(TILE_BYTES / known);
+        let step = (most / STEP * STEP).max(STEP);
         buffers.resize_with(n_layers, Vec::new);
         self.source.with_group(group, &layers, &mut |decoded| {
             let mut current = None;
@@ -350,8 +361,9 @@ impl Pass<'_> {
                 thread.candidates.push(candidate);
             }
         }
-        if thread.candidates.len() > MANY && thread.candidates.len().is_power_of_two() {
+        if thread.candidates.len() >= thread.full {
             thread.candidates.retain(|candidate| self.remains(candidate));
+            thread.full = MANY.max(2 * thread.candidates.len());
         }
     }
 }

@@ -11,7 +11,7 @@ pub trait Panel: Element + Send + Sync {
     const WIDE: usize;
 
     /// Packs a panel: of rows of `dim` the columns `from` on, less their means.
-    fn center(rows: &[f32], dim: usize, from: usize, mean: &[f64], out: &mut [Self]);
+    fn center(rows: &[f32], dim: usize, from: usize, mean: [&[f64]; 2], out: &mut [Self]);
 
     /// Adds the products of the columns of two panels to rows of a matrix, from a column on.
     fn add_square(a: &[Self], b: &[Self], size: [usize; 2], out: &mut [&mut [f64]], at: usize);
@@ -20,7 +20,7 @@ pub trait Panel: Element + Send + Sync {
 impl Panel for f64 {
     const WIDE: usize = WIDE64;
 
-    fn center(rows: &[f32], dim: usize, from: usize, mean: &[f64], out: &mut [f64]) {
+    fn center(rows: &[f32], dim: usize, from: usize, mean: [&[f64]; 2], out: &mut [f64]) {
         (kernels().products.center64)(rows, dim, from, mean, out);
     }
 
@@ -34,7 +34,7 @@ impl Panel for f64 {
 impl Panel for f32 {
     const WIDE: usize = WIDE32;
 
-    fn center(rows: &[f32], dim: usize, from: usize, mean: &[f64], out: &mut [f32]) {
+    fn center(rows: &[f32], dim: usize, from: usize, mean: [&[f64]; 2], out: &mut [f32]) {
         (kernels().products.center32)(rows, dim, from, mean, out);
     }
 
@@ -127,7 +127,7 @@ impl<T: Panel> Packed<T> {
     }
 
     /// Packs rows of `dim`, less their mean; where they begin.
-    pub fn push(&mut self, rows: &[f32], dim: usize, mean: &[f64]) -> usize {
+    pub fn push(&mut self, rows: &[f32], dim: usize, mean: [&[f64]; 2]) -> usize {
         let (n, at) = (rows.len() / dim, self.used);
         self.used = at + n * padded::<T>(dim);
         if self.data.len() < self.used {
@@ -139,25 +139,70 @@ impl<T: Panel> Packed<T> {
         at
     }
 
-    /// All of it.
-    pub fn into_vec(mut self) -> Vec<T> {
-        self.data.truncate(self.used);
-        self.data
-    }
-
     /// Those of so many rows that begin there.
     pub fn get(&self, at: usize, rows: usize, dim: usize) -> &[T] {
         &self.data[at..at + rows * padded::<T>(dim)]
     }
 }
 
-/// Puts the mean of rows of `dim` behind what is in a buffer.
-pub fn push_mean(rows: &[f32], dim: usize, means: &mut Vec<f64>) {
-    let at = means.len();
-    means.resize(at + dim, 0.0);
-    (kernels().reduce.add_rows)(rows, [1.0, 0.0], &mut means[at..]);
-    let n = (rows.len() / dim) as f64;
-    means[at..].iter_mut().for_each(|sum| *sum /= n);
+/// The means of some rows, in two parts: values near them that float32 holds exactly, and what these lack.
+/// So a mean is known to the last digits of how far rows are from it, however far from zero they are.
+#[derive(Clone, Debug, Default)]
+pub struct Mean {
+    /// The values near them.
+    pub near: Vec<f64>,
+    /// The rest.
+    pub rest: Vec<f64>,
+}
+
+impl Mean {
+    /// Zeros.
+    pub fn new(n: usize) -> Self {
+        Mean { near: vec![0.0; n], rest: vec![0.0; n] }
+    }
+
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        self.near.clear();
+        self.rest.clear();
+    }
+
+    /// Puts the mean of rows of `dim` behind what is there; where it begins.
+    pub fn push(&mut self, rows: &[f32], dim: usize) -> usize {
+        let at = self.near.len();
+        self.near.extend(rows[..dim].iter().map(|x| f64::from(*x)));
+        self.rest.resize(at + dim, 0.0);
+        (kernels().products.sum_away)(rows, &self.near[at..], &mut self.rest[at..]);
+        let n = (rows.len() / dim) as f64;
+        self.rest[at..].iter_mut().for_each(|sum| *sum /= n);
+        at
+    }
+
+    /// The parts of `dim` means from one on.
+    pub fn parts(&self, at: usize, dim: usize) -> [&[f64]; 2] {
+        [&self.near[at..at + dim], &self.rest[at..at + dim]]
+    }
+
+    /// Takes in the mean of more rows into `dim` means from one on, and gives what is between the two for each:
+    /// `share` is what part of all the rows the new ones are.
+    pub fn merge(&mut self, at: usize, more: [&[f64]; 2], share: f64) -> impl Iterator<Item = f64> {
+        let dim = more[0].len();
+        let own = self.near[at..at + dim].iter_mut().zip(&mut self.rest[at..at + dim]);
+        own.zip(more[0].iter().zip(more[1])).map(move |((near, rest), (more_near, more_rest))| {
+            let away = (more_near - *near) + (more_rest - *rest);
+            if share == 1.0 {
+                (*near, *rest) = (*more_near, *more_rest);
+            } else {
+                *rest += away * share;
+            }
+            away
+        })
+    }
+
+    /// As numbers.
+    pub fn whole(&self) -> Vec<f64> {
+        self.near.iter().zip(&self.rest).map(|(near, rest)| near + rest).collect()
+    }
 }
 
 /// Rows of `dim` as panels.
