@@ -180,8 +180,8 @@ def cross_moments(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Means ``[L, D]`` and ``[M, E]``, and sums of products of deviations ``[L, M, D, E]``.
 
-    Each side is an array, rows, layers, and what layers and rows of the array are called; the rows of the first
-    are in the order of its array. `kind` is ``"float64"`` or ``"float32"``.
+    Each side is an array, rows, layers, and what layers and rows of the array are called; the rows of the
+    first are in the order of its array. `kind` is ``"float64"`` or ``"float32"``.
     """
 
 def scan(

@@ -120,6 +120,7 @@ pub struct Scores {
 type Dot64 = fn(&[f64], &[f64]) -> f64;
 
 /// The loops of covariances; see [`products_scalar`], which specifies them.
+#[allow(clippy::type_complexity)]
 pub struct Products {
     /// The products of two panels' columns, summed over their rows.
     pub square64: fn(&[f64], &[f64], &mut Square64),
