@@ -90,6 +90,38 @@ def test_scores(stores: Path, tmp_path: Path, name: str) -> None:
         same((found[3 * i], found[3 * i + 1], found[3 * i + 2]), of_case, f"{name}: {what}")
 
 
+OTHERS = """
+import hashlib
+import numpy as np
+import actstore
+rng = np.random.default_rng(0)
+rows = (rng.normal(size=(900, 2, 37)) * rng.uniform(0.1, 30, 37) + 4).astype(np.float32)
+vectors = rng.normal(size=(40, 2, 37)).astype(np.float32)
+mean, directions = rng.normal(size=(2, 37)), np.linalg.qr(rng.normal(size=(2, 37, 37)))[0]
+rank = np.array([37, 37])
+w = actstore.Whitener([0, 1], "pca", mean, directions, rng.uniform(0.1, 9, (2, 37)), rank, 900)
+offset = np.arange(0, 901, 30)
+digest = hashlib.sha256()
+for metric in ("dot", "cos", "l2"):
+    for found in (
+        actstore.maxsim(rows, offset, [vectors[:3], vectors[3:36]], 9, metric=metric),
+        actstore.maxsim(rows, offset, [vectors[:20]], 9, metric=metric, transform=w),
+        actstore.search(rows, vectors, 9, metric=metric, transform=w),
+        actstore.search(rows, vectors[:2], 9, metric=metric, combine="max", transform=w),
+    ):
+        digest.update(found.scores.tobytes() + found.rows.tobytes())
+    if metric != "dot":
+        found = actstore.neighbors(rows, 3, metric=metric)
+        digest.update(found.distances.tobytes() + found.rows.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_late_interaction_whitening_and_neighbours() -> None:
+    """The same bits from every set; those of the scalar loops are the specification."""
+    assert len({forced(name, OTHERS) for name in SETS}) == 1
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_the_set_that_is_asked_for_is_used(name: str) -> None:
     code = "import actstore; print(actstore.build_info()['instruction_set'])"
