@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::Products;
-use super::products_scalar::{self as scalar, Square, WIDE32, WIDE64, recompiled};
+use super::products_scalar::{self as scalar, Square, WIDE32, WIDE64, recompiled, square};
 
 /// The loops.
 pub const PRODUCTS: Products = Products {
@@ -19,50 +19,13 @@ pub const PRODUCTS: Products = Products {
     sum_away: detected!(sum_away(rows: &[f32], near: &[f64], sums: &mut [f64])),
 };
 
-/// One loop: $tall columns of the first panel by $across registers of the second at a time.
-macro_rules! square {
-    ($name:ident, $float:ty, $wide:ident, $lanes:literal, $zero:ident, $load:ident, $one:ident, $add:ident, $store:ident) => {
-        #[target_feature(enable = "avx2,fma")]
-        fn $name(a: &[$float], b: &[$float], out: &mut Square<$float, $wide>) {
-            let rows = a.len() / $wide;
-            assert!(a.len() == rows * $wide && b.len() == a.len());
-            if rows == 0 {
-                *out = [[0.0; $wide]; $wide];
-                return;
-            }
-            for (i, out) in out.chunks_exact_mut(TALL).enumerate() {
-                for j in (0..$wide).step_by(ACROSS * $lanes) {
-                    let (a, b) = (a[i * TALL..].as_ptr(), b[j..].as_ptr());
-                    let mut sums = [[$zero(); ACROSS]; TALL];
-                    for k in 0..rows {
-                        // SAFETY: the panels have `rows` rows of `$wide`, of which `ACROSS` registers from `j` on are read.
-                        let b: [_; ACROSS] = std::array::from_fn(|r| unsafe { $load(b.add(k * $wide + r * $lanes)) });
-                        for (t, sums) in sums.iter_mut().enumerate() {
-                            // SAFETY: likewise, and `i * TALL + t` is less than `$wide`.
-                            let a = $one(unsafe { *a.add(k * $wide + t) });
-                            for r in 0..ACROSS {
-                                sums[r] = $add(a, b[r], sums[r]);
-                            }
-                        }
-                    }
-                    for (sums, out) in sums.into_iter().zip(&mut *out) {
-                        for (sum, out) in sums.into_iter().zip(out[j..].as_chunks_mut::<$lanes>().0) {
-                            // SAFETY: a register's floats are there, and the store needs no alignment.
-                            unsafe { $store(out.as_mut_ptr(), sum) };
-                        }
-                    }
-                }
-            }
-        }
-    };
-}
-
 /// Columns of the first panel, and registers of the second, that are held at once.
 const TALL: usize = 6;
 /// See [`TALL`].
 const ACROSS: usize = 2;
 
 square!(
+    "avx2,fma",
     square64,
     f64,
     WIDE64,
@@ -74,6 +37,7 @@ square!(
     _mm256_storeu_pd
 );
 square!(
+    "avx2,fma",
     square32,
     f32,
     WIDE32,

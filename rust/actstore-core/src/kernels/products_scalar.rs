@@ -19,6 +19,48 @@ pub type Square<T, const W: usize> = [[T; W]; W];
 /// The loops.
 pub const PRODUCTS: Products = Products { square64, square32, add64, add32, center64, center32, sum_away };
 
+/// A loop over panels in registers: `TALL` columns of the first by `ACROSS` registers of the second at a time, as
+/// the file that uses it says.
+#[cfg(target_arch = "x86_64")]
+macro_rules! square {
+    ($features:literal, $name:ident, $float:ty, $wide:ident, $lanes:literal, $zero:ident, $load:ident, $one:ident, $add:ident, $store:ident) => {
+        #[target_feature(enable = $features)]
+        fn $name(a: &[$float], b: &[$float], out: &mut Square<$float, $wide>) {
+            let rows = a.len() / $wide;
+            assert!(a.len() == rows * $wide && b.len() == a.len());
+            if rows == 0 {
+                *out = [[0.0; $wide]; $wide];
+                return;
+            }
+            for (i, out) in out.chunks_exact_mut(TALL).enumerate() {
+                for j in (0..$wide).step_by(ACROSS * $lanes) {
+                    let (a, b) = (a[i * TALL..].as_ptr(), b[j..].as_ptr());
+                    let mut sums = [[$zero(); ACROSS]; TALL];
+                    for k in 0..rows {
+                        // SAFETY: the panels have `rows` rows of `$wide`, of which `ACROSS` registers from `j` on are read.
+                        let b: [_; ACROSS] = std::array::from_fn(|r| unsafe { $load(b.add(k * $wide + r * $lanes)) });
+                        for (t, sums) in sums.iter_mut().enumerate() {
+                            // SAFETY: likewise, and `i * TALL + t` is less than `$wide`.
+                            let a = $one(unsafe { *a.add(k * $wide + t) });
+                            for r in 0..ACROSS {
+                                sums[r] = $add(a, b[r], sums[r]);
+                            }
+                        }
+                    }
+                    for (sums, out) in sums.into_iter().zip(&mut *out) {
+                        for (sum, out) in sums.into_iter().zip(out[j..].as_chunks_mut::<$lanes>().0) {
+                            // SAFETY: a register's floats are there, and the store needs no alignment.
+                            unsafe { $store(out.as_mut_ptr(), sum) };
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use square;
+
 /// A function of what is below, compiled for instructions that are named outside.
 #[cfg(target_arch = "x86_64")]
 macro_rules! recompiled {

@@ -153,15 +153,7 @@ impl Pass<'_> {
         let groups = self.source.groups();
         let threads = rayon::current_num_threads().min(groups.max(1));
         let work = |_| -> Result<Thread> {
-            let mut thread = Thread {
-                tile: Tile::default(),
-                current: self.unknown(),
-                open: BTreeMap::new(),
-                top: (0..self.thresholds.len()).map(|_| TopK::default()).collect(),
-                candidates: Vec::new(),
-                full: MANY,
-                nan: Nan::default(),
-            };
+            let mut thread = self.thread();
             let mut buffers = Vec::new();
             loop {
                 let group = next.fetch_add(1, Ordering::Relaxed);
@@ -177,15 +169,7 @@ impl Pass<'_> {
         let threads = (0..threads).into_par_iter().with_max_len(1).map(work).collect::<Result<Vec<Thread>>>()?;
         let mut nan = Nan::default();
         let mut open: BTreeMap<usize, Known> = BTreeMap::new();
-        let mut last = Thread {
-            tile: Tile::default(),
-            current: self.unknown(),
-            open: BTreeMap::new(),
-            top: (0..self.thresholds.len()).map(|_| TopK::default()).collect(),
-            candidates: Vec::new(),
-            full: MANY,
-            nan: Nan::default(),
-        };
+        let mut last = self.thread();
         for thread in threads {
             nan.add(thread.nan);
             last.candidates.extend(thread.candidates);
@@ -221,6 +205,19 @@ impl Pass<'_> {
             wanted.entry(candidate.example).or_default().push(candidate.query);
         }
         Ok(wanted)
+    }
+
+    /// One that has found nothing.
+    fn thread(&self) -> Thread {
+        Thread {
+            tile: Tile::default(),
+            current: self.unknown(),
+            open: BTreeMap::new(),
+            top: (0..self.thresholds.len()).map(|_| TopK::default()).collect(),
+            candidates: Vec::new(),
+            full: MANY,
+            nan: Nan::default(),
+        }
     }
 
     fn unknown(&self) -> Known {
