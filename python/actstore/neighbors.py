@@ -10,7 +10,7 @@ from .errors import InvalidInputError
 from .hits import Certificate
 from .origin import Origin
 from .search import Scoring, best_rows, check_k
-from .view import Progress, View, one_of
+from .view import Progress, View, one_of, shifted
 
 METRICS = ("l2", "cos")
 _QUERY_BYTES = 32 << 20
@@ -119,7 +119,7 @@ def neighbors_view(
         bad = np.isnan(queries).any(axis=(1, 2))
         queries[bad] = 0  # Rows that have NaN are refused by the search, or have no neighbours.
         scores, found, _, rescored = best_rows(
-            view, queries, k + 1, how, threads, _shifted(progress, start // step * n * n_layers, total)
+            view, queries, k + 1, how, threads, shifted(progress, start // step * n * n_layers, total)
         )
         n_rescored += rescored
         own = found == numbers[start:stop, None]
@@ -131,9 +131,3 @@ def neighbors_view(
         # Not -0.
         distances[start:stop], rows[start:stop] = 0 - scores, found
     return Neighbors(distances, rows, Certificate(True, n, n_rescored), view._origin)
-
-
-def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, _: progress(before + done, total)

@@ -19,7 +19,7 @@ from .layout import EXAMPLES, RECIPE_VERSION
 from .memory import Known, MemoryOrigin
 from .origin import Made
 from .selection import Rows, compact_rows, native_rows, rows_array, take
-from .view import BLOCK_BYTES, Progress, View, layer_weights, one_of
+from .view import BLOCK_BYTES, Progress, View, layer_weights, one_of, shifted
 
 KINDS = ("mean", "max", "first", "last", "weighted")
 MIXES = ("mean", "sum", "concat")
@@ -119,7 +119,7 @@ class Plan:
         for at in range(start, stop, n_run):
             end = min(at + n_run, stop)
             done = (int(self._offset[at]) - first) * n_layers
-            pooled = self._pooled(at, end, _shifted(progress, done, total))
+            pooled = self._pooled(at, end, shifted(progress, done, total))
             mixed = np.zeros((end - at, dim))
             with np.errstate(over="ignore", invalid="ignore"):
                 for i, weight in enumerate(weights.tolist()):
@@ -210,10 +210,3 @@ def _without_special(view: View, rows: Rows, offset: NDArray[np.int64]) -> tuple
     marks = view._origin.column("special", rows)
     kept = np.flatnonzero(marks == 0)
     return take(rows, compact_rows(kept)), np.searchsorted(kept, offset).astype(np.int64)
-
-
-def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
-    """The progress of one run as that of all."""
-    if progress is None:
-        return None
-    return lambda done, _: progress(before + done, total)

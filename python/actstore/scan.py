@@ -39,7 +39,7 @@ class Block:
 class Reducer(Protocol):
     """An analysis that takes rows block by block, in any number of states that merge.
 
-    `Summary`, `Histogram` and `Pool` are reducers; any object with these four methods is one.
+    `Summary`, `Histogram`, `Moments` and `Pool` are reducers; any object with these four methods is one.
 
     Examples
     --------

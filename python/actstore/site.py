@@ -231,7 +231,7 @@ class Site(View):
         Parameters
         ----------
         reducers : list
-            `Summary`, `Histogram`, `Pool`, or objects of your own with the methods of `Reducer`.
+            `Summary`, `Histogram`, `Moments`, `Pool`, or objects of your own with the methods of `Reducer`.
         threads : int
             0 means all cores. Results do not depend on it.
         progress : callable, optional

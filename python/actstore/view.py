@@ -176,6 +176,13 @@ class View:
         return None if layers == list(range(self._array.shape[1])) else layers
 
 
+def shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """The progress of one run as that of all, of which so much was done before."""
+    if progress is None:
+        return None
+    return lambda done, _: progress(before + done, total)
+
+
 def layer_weights(weights: Any, n_layers: int, what: str) -> NDArray[np.float64]:
     """A weight for each layer, float64 ``[n_layers]``.
 

@@ -16,7 +16,7 @@ from .layout import check_name
 from .origin import Origin, StoredOrigin, stored_origin
 from .parts import Part, find_parts, read_part
 from .snapshot import Handle, Snapshot
-from .view import Progress, View
+from .view import Progress, View, shifted
 
 FOLDER = "whiteners"
 """The group that they are in."""
@@ -237,13 +237,7 @@ def _complete(
         for start in range(first, len(view), _RUN_ROWS):
             stop = min(start + _RUN_ROWS, len(view))
             run = View(view._origin, view._layers, view._view.take_rows(range(start, stop)))
-            before = done
-
-            def shifted(now: int, _all: int, before: int = before) -> None:
-                assert progress is not None
-                progress(before + now, total)
-
-            norms = norms_of(run, threads, None if progress is None else shifted)
+            norms = norms_of(run, threads, shifted(progress, done, total))
             if writer.append({path: np.ascontiguousarray(norms).ravel()}):
                 writer.commit(writer.state, threads)
             done += len(run) * len(layers)

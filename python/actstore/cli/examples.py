@@ -31,13 +31,15 @@ def chosen_examples(
     NotFoundError
         When there is no such example.
     """
-    numbers = range(min(n_first, store.n_examples)) if asked is None else [_number(store, x) for x in asked]
+    numbers = (
+        range(min(n_first, store.n_examples)) if asked is None else [example_number(store, x) for x in asked]
+    )
     axis = next((site.axis for site in sites if site.axis in store.axes), next(iter(store.axes), None))
     decode = _decoder(store, axis) if numbers else None
     return [_example(store, sites, axis, i, decode, norms=asked is not None) for i in numbers]
 
 
-def _number(store: Store, name: str) -> int:
+def example_number(store: Store, name: str) -> int:
     """An example by its id, or else by its position."""
     try:
         return store._snapshot.example_number(name)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..columns import Columns
 from ..explain import Explanation
 from ..hits import Hits
 from ..layout import EXAMPLES
@@ -69,9 +70,14 @@ def _tokens(store: Store, axis: str, found: Explanation, tokenizer: Any) -> list
     """The text of an example's rows."""
     if axis == EXAMPLES:
         return [found.id]
-    columns = store.axes[axis]
-    if "id" not in columns or not len(found.rows):
-        return [str(i) for i in range(len(found.rows))]
-    first, last = int(found.rows.min()), int(found.rows.max())
-    ids = columns.read("id", first, last + 1)[found.rows - first]
-    return token_names(ids.tolist(), tokenizer)
+    ids = token_ids(store.axes[axis], found.rows)
+    return [str(i) for i in range(len(found.rows))] if ids is None else token_names(ids, tokenizer)
+
+
+def token_ids(columns: Columns, rows: NDArray[np.int64]) -> list[int] | None:
+    """The token ids of some rows that stand together; None where there is no such column."""
+    if "id" not in columns or not len(rows):
+        return None
+    first, last = int(rows.min()), int(rows.max())
+    ids: list[int] = columns.read("id", first, last + 1)[rows - first].tolist()
+    return ids

@@ -1,7 +1,10 @@
 """Options that several commands have."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Any, NoReturn
+
+from ..errors import InvalidInputError
 
 Commands = Any
 """What ``add_subparsers`` returns; its type is private to argparse."""
@@ -57,6 +60,19 @@ def positive(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
     return int(text)
+
+
+def only_site(there: Sequence[str], path: object, hint: str) -> str:
+    """The site that is meant where none is named: resid, or the only one.
+
+    Raises
+    ------
+    InvalidInputError
+        When there are several.
+    """
+    if "resid" not in there and len(there) != 1:
+        raise InvalidInputError(f"{path} has several sites: {', '.join(there) or 'none'}", hint=hint)
+    return "resid" if "resid" in there else there[0]
 
 
 def wrong_usage(args: argparse.Namespace, message: str) -> NoReturn:

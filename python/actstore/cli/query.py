@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InvalidInputError, NotFoundError
+from ..errors import InvalidInputError
 from ..hits import Hits
 from ..layout import EXAMPLES
 from ..pool import KINDS
@@ -19,10 +19,11 @@ from ..store import Store
 from ..store import open as open_store
 from ..whiten import Whitener
 from .capturing import plain_warnings
-from .explained import of_maxsim, of_search
+from .examples import example_number
+from .explained import of_maxsim, of_search, token_ids
 from .found import Found, found_hits, hit_lines
 from .matrix import Matrix
-from .options import Commands, add_json, add_layers, add_threads, natural, positive, wrong_usage
+from .options import Commands, add_json, add_layers, add_threads, natural, only_site, positive, wrong_usage
 from .output import Bar, print_json, unicode_output, width_of_terminal
 
 METRICS = ("cos", "dot", "l2")
@@ -112,7 +113,10 @@ def run(args: argparse.Namespace) -> int:
                 hint="dump it without --pool",
             )
         whitener = None if args.whiten is None else store.whiteners[args.whiten]
-        asked = (_maxsim if args.maxsim else _search)(args, store, place, whitener, explain)
+        if args.maxsim:
+            asked = _maxsim(args, store, place, whitener)
+        else:
+            asked = _search(args, store, place, whitener, explain)
         hits, tokenizer = asked.hits, asked.tokenizer
         found = [found_hits(store, asked.site, hits[q], args.tokens, tokenizer) for q in range(len(hits))]
         matrix = None
@@ -121,14 +125,27 @@ def run(args: argparse.Namespace) -> int:
             if rank >= len(found[0]):
                 raise InvalidInputError(f"--rank {rank + 1}: there are {len(found[0])} hits")
             matrix = asked.explain(rank)
+    _show(args, place, found, matrix, explain)
     if matrix is not None and args.png is not None:
+        # In the end: if it cannot be written, what was found is there all the same.
         matrix.plot(args.png)
+    return 0
+
+
+def _show(
+    args: argparse.Namespace,
+    place: "Place",
+    found: Sequence[Sequence[Found]],
+    matrix: Matrix | None,
+    explain: bool,
+) -> None:
+    """Print what was found, and what is behind a hit."""
     if args.json:
         told = _told(args, place, found)
         if explain:
             told["explain"] = None if matrix is None else {"rank": args.rank or 1, **matrix.json()}
         print_json(told)
-        return 0
+        return
     width, unicode = width_of_terminal(), unicode_output()
     for q, of_query in enumerate(found):
         if len(found) > 1:
@@ -141,7 +158,6 @@ def run(args: argparse.Namespace) -> int:
         print()
         for line in matrix.lines(width, unicode):
             print(line)
-    return 0
 
 
 @dataclass(frozen=True)
@@ -197,9 +213,7 @@ def _search(
     return _Asked(site, hits, tokenizer, of_rank)
 
 
-def _maxsim(
-    args: argparse.Namespace, store: Store, place: "Place", whitener: Whitener | None, explain: bool
-) -> _Asked:
+def _maxsim(args: argparse.Namespace, store: Store, place: "Place", whitener: Whitener | None) -> _Asked:
     """By the vectors of tokens."""
     site = store[place.name].select(layers=place.layers)
     columns = store.axes[site.axis]
@@ -210,12 +224,12 @@ def _maxsim(
     if args.npy is not None:
         queries = _vectors(args.npy)
     elif args.example is not None:
-        left_out = _example_number(store, args.example)
+        left_out = example_number(store, args.example)
         own = site.select(examples=left_out)
         if not len(own):
             raise InvalidInputError(f"--example {args.example}: it has no tokens but special ones")
         queries = [own.read("float32")]
-        ids = columns.read("id", 0, columns.n_rows)[own.rows].tolist() if "id" in columns else None
+        ids = token_ids(columns, own.rows)
     else:
         with without_noise(), plain_warnings():
             queries, ids, tokenizer = embedded_tokens(
@@ -290,11 +304,7 @@ def place_to_look(store: Store, name: str | None, layers: Any, pool: str | None)
     derived = store.info()["derived"]
     captured = [site for site in store if site not in derived]
     if name is None:
-        if "resid" not in captured and len(captured) != 1:
-            raise InvalidInputError(
-                f"{store.path} has several sites: {', '.join(captured) or 'none'}", hint="--site says which"
-            )
-        name = "resid" if "resid" in captured else captured[0]
+        name = only_site(captured, store.path, "--site says which")
     site = store[name]
     if name in derived:  # Somebody has pooled it: how, the recipe says.
         recipe = derived[name]["recipe"]
@@ -395,19 +405,9 @@ def embedded_tokens(
     return [vectors], ids.tolist(), loaded.tokenizer
 
 
-def _example_number(store: Store, asked: str) -> int:
-    """An example by its id, or else by its position."""
-    try:
-        return store._snapshot.example_number(asked)
-    except NotFoundError:
-        if not asked.isdecimal() or int(asked) >= store.n_examples:
-            raise
-        return int(asked)
-
-
 def _of_example(store: Store, place: Place, asked: str, threads: int) -> tuple[NDArray[Any], int]:
     """The row of an example, ``[1, L, D]``, and its number in the store."""
-    number = _example_number(store, asked)
+    number = example_number(store, asked)
     if place.pooled is not None:
         return place.pooled.select(examples=number).read("float32"), number
     row = place.rows.select(examples=number).pool(place.pool, threads=threads)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from ..pool import KINDS as POOLS
 from ..store import open as open_store
 from ..whiten import Whitener
 from ..whiteners import KINDS
-from .options import Commands, add_json, add_layers, add_threads, positive, wrong_usage
+from .options import Commands, add_json, add_layers, add_threads, only_site, positive, wrong_usage
 from .output import Bar, print_json
 
 
@@ -50,7 +50,9 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     with open_store(args.store) as store:
-        name = site_name(list(store), args.site, args.store)
+        name = args.site
+        if name is None:
+            name = only_site(list(store), args.store, "say which")
         if args.out in store.whiteners:
             given = (args.dim, args.layers, args.kind, args.eps or None, args.shrinkage or None)
             if any(value is not None for value in given):
@@ -105,21 +107,6 @@ def _fitted(args: argparse.Namespace, site: Any) -> Whitener:
             threads=args.threads,
             progress=bar.of(unit),
         )
-
-
-def site_name(there: list[str], asked: str | None, path: str) -> str:
-    """The site that is meant.
-
-    Raises
-    ------
-    InvalidInputError
-        When there are several and none is asked for.
-    """
-    if asked is not None:
-        return asked
-    if "resid" not in there and len(there) != 1:
-        raise InvalidInputError(f"{path} has several sites: {', '.join(there) or 'none'}", hint="say which")
-    return "resid" if "resid" in there else there[0]
 
 
 def _shrinkage(text: str) -> float | str:

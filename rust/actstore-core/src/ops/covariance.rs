@@ -190,16 +190,13 @@ impl<'a> Covariance<'a> {
         for packed in packed {
             for (i, piece) in packed.pieces.iter().enumerate() {
                 let at = layer * n_groups + piece.group;
-                let (before, more) = (sums.n[piece.group] as f64, piece.rows as f64);
-                let share = more / (before + more);
-                let by = (before * share).sqrt();
-                let mean = packed.means.parts(i * dim, dim);
-                let away = means.merge(at * dim, mean, share).map(|away| by * away);
+                let before = sums.n[piece.group] as usize;
+                let away = means.merge(at * dim, before, packed.means.parts(i * dim, dim), piece.rows);
                 if self.kind == Kind::Diagonal {
                     let second = sums.second[at * dim..(at + 1) * dim].iter_mut();
                     let own = &packed.squares[piece.at..piece.at + dim];
                     second.zip(own).zip(away).for_each(|((sum, own), away)| *sum += own + away * away);
-                } else if before == 0.0 {
+                } else if before == 0 {
                     away.for_each(drop);
                 } else {
                     between.entry(piece.group).or_default().extend(away);

@@ -95,13 +95,13 @@ pub fn cross<T: Panel>([x, y]: [&dyn Blocks; 2], names: [Names<'_>; 2], task: &T
 /// The means of some layers over the rows so far.
 struct Means {
     dim: usize,
-    rows: f64,
+    rows: usize,
     means: Mean,
 }
 
 impl Means {
     fn new(layers: usize, dim: usize) -> Self {
-        Means { dim, rows: 0.0, means: Mean::new(layers * dim) }
+        Means { dim, rows: 0, means: Mean::new(layers * dim) }
     }
 
     /// Merges pieces of a layer, and gives the row that each adds to the products.
@@ -109,11 +109,8 @@ impl Means {
         let mut rows = self.rows;
         let mut between = Vec::with_capacity(pieces.len() * self.dim);
         for piece in pieces {
-            let share = piece.rows as f64 / (rows + piece.rows as f64);
-            let by = (rows * share).sqrt();
-            let away = self.means.merge(layer * self.dim, piece.mean.parts(0, self.dim), share);
-            between.extend(away.map(|away| by * away));
-            rows += piece.rows as f64;
+            between.extend(self.means.merge(layer * self.dim, rows, piece.mean.parts(0, self.dim), piece.rows));
+            rows += piece.rows;
         }
         between
     }
@@ -207,7 +204,7 @@ impl<'a> Side<'a> {
             }
             ready.between = pack_wide(&means.merge(l, &ready.pieces), dim);
         }
-        means.rows += range.len() as f64;
+        means.rows += range.len();
         Ok(())
     }
 

@@ -183,9 +183,11 @@ impl Mean {
         [&self.near[at..at + dim], &self.rest[at..at + dim]]
     }
 
-    /// Takes in the mean of more rows into `dim` means from one on, and gives what is between the two for each:
-    /// `share` is what part of all the rows the new ones are.
-    pub fn merge(&mut self, at: usize, more: [&[f64]; 2], share: f64) -> impl Iterator<Item = f64> {
+    /// Takes in the means of `n` more rows, `more`, into means from one on, which are those of
+    /// `before` rows; and gives, for each, the value of one more row whose products stand for what lies between.
+    pub fn merge(&mut self, at: usize, before: usize, more: [&[f64]; 2], n: usize) -> impl Iterator<Item = f64> {
+        let share = n as f64 / (before + n) as f64;
+        let by = (before as f64 * share).sqrt();
         let dim = more[0].len();
         let own = self.near[at..at + dim].iter_mut().zip(&mut self.rest[at..at + dim]);
         own.zip(more[0].iter().zip(more[1])).map(move |((near, rest), (more_near, more_rest))| {
@@ -195,7 +197,7 @@ impl Mean {
             } else {
                 *rest += away * share;
             }
-            away
+            by * away
         })
     }
 
