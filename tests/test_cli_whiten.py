@@ -167,6 +167,14 @@ def test_explained_by_layer(folder: Path, run: Any, tmp_path: Path) -> None:
     assert np.array(found["scores"]).shape == (1, 3)
 
 
+def test_a_picture_that_cannot_be_written_costs_no_hit(folder: Path, run: Any) -> None:
+    code, out, err = run("query", folder / "rows.act", TEXTS["dates"], "--png", "/no/such/folder/x.png")
+    assert code == 1
+    assert out.split()[2] == "dates"
+    assert len(out.splitlines()) == len(TEXTS)
+    assert "cannot be written" in err
+
+
 def test_explained_by_tokens_of_the_query(folder: Path, run: Any, tmp_path: Path) -> None:
     found = told(run("query", folder / "rows.act", QUESTION, "--maxsim", "--explain", "--json"))
     matrix = found["explain"]
