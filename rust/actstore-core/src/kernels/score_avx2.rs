@@ -248,7 +248,7 @@ fn one_panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], coming: 
             if coming.is_empty() {
                 tile::<TALL, false>(rows, dim, packed, out, row, &dims, &mut fetch);
             } else {
-                fetch.touch(TALL * dims.len());
+                fetch.announce(TALL * dims.len());
                 tile::<TALL, true>(rows, dim, packed, out, row, &dims, &mut fetch);
             }
             row += TALL;
@@ -266,12 +266,12 @@ fn one_panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], coming: 
 
 /// Fetches floats from memory while other work is done.
 ///
-/// A prefetch of a page whose address is not in the translation buffers holds the processor up for
-/// longer than the fetch saves (on a virtual machine, where translating is slow). So pages are touched
-/// well before, by loads that nobody waits for.
+/// A prefetch of a page whose address is not in the translation buffers comes late (on a virtual machine,
+/// where translating is slow). So the first line of each page is prefetched well before the others. (Loads
+/// in its place hold the processor up: what follows can't retire before they have come from memory.)
 pub struct Fetch<'a> {
     floats: &'a [f32],
-    touched: usize,
+    announced: usize,
     next: *const f32,
 }
 
@@ -280,14 +280,16 @@ impl<'a> Fetch<'a> {
     const PAGE: usize = 1024;
     /// See above.
     pub const LINE: usize = 16;
-    /// How far pages are touched ahead of the prefetches, in floats.
+    /// How far pages are announced ahead of their other lines, in floats.
     const AHEAD: usize = 4 * Self::PAGE;
 
     /// Of these.
+    #[inline]
+    #[target_feature(enable = "avx2")]
     pub fn new(floats: &'a [f32]) -> Self {
-        let mut fetch = Fetch { floats, touched: 0, next: floats.as_ptr() };
+        let mut fetch = Fetch { floats, announced: 0, next: floats.as_ptr() };
         if !floats.is_empty() {
-            fetch.touch(Self::AHEAD);
+            fetch.announce(Self::AHEAD);
         }
         fetch
     }
@@ -297,15 +299,17 @@ impl<'a> Fetch<'a> {
         self.floats.is_empty()
     }
 
-    /// Touches the pages of the next `n` floats.
-    pub fn touch(&mut self, n: usize) {
-        let end = self.touched + n;
-        for at in (self.touched.next_multiple_of(Self::PAGE)..end).step_by(Self::PAGE) {
-            if let Some(float) = self.floats.get(at) {
-                std::hint::black_box(*float);
+    /// Prefetches the first line of each page of the next `n` floats.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub fn announce(&mut self, n: usize) {
+        let end = self.announced + n;
+        for at in (self.announced.next_multiple_of(Self::PAGE)..end).step_by(Self::PAGE) {
+            if let Some(first) = self.floats.get(at) {
+                _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(first).cast());
             }
         }
-        self.touched = end;
+        self.announced = end;
     }
 
     /// Prefetches the next few lines; past the end it does no harm.

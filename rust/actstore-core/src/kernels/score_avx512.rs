@@ -149,7 +149,7 @@ fn panels_of<const P: usize>(
             if fetch.is_empty() {
                 tile::<TALL, P, false>(rows, dim, packed, &mut out, row, &dims, fetch);
             } else {
-                fetch.touch(TALL * dims.len());
+                fetch.announce(TALL * dims.len());
                 tile::<TALL, P, true>(rows, dim, packed, &mut out, row, &dims, fetch);
             }
             row += TALL;
@@ -207,9 +207,16 @@ fn tile<const T: usize, const P: usize, const FETCH: bool>(
     }
 }
 
+/// By hand: compilers take the rows for the lanes, and gather them.
 #[target_feature(enable = "avx512f")]
 fn add_up(products: &[f32], centers: &[f32; WIDE], by: &[f32], totals: &mut [f32]) {
-    super::score_scalar::add_up_by(products, centers, by, totals);
+    let center = load(centers);
+    let rows = products.as_chunks::<WIDE>().0.iter().zip(totals.as_chunks_mut::<WIDE>().0);
+    for ((products, totals), by) in rows.zip(by) {
+        let whole = _mm512_fmadd_ps(_mm512_set1_ps(*by), _mm512_sub_ps(load(products), center), load(totals));
+        // SAFETY: sixteen floats are there, and the store needs no alignment.
+        unsafe { _mm512_storeu_ps(totals.as_mut_ptr(), whole) };
+    }
 }
 
 #[target_feature(enable = "avx512f")]

@@ -509,9 +509,10 @@ impl<'a> Exact<'a> {
             let left_out: Vec<bool> = (0..range.len()).map(is_nan).collect();
             let mut known = Known::new(queries);
             known.hard = tile.widen(0..range.len(), &mut known.best);
-            for panel in 0..queries.n.div_ceil(WIDE) {
-                if !queries.are_few() {
-                    tile.multiply(&values, queries, panel..panel + 1, &[], scores);
+            let panels = queries.n.div_ceil(WIDE);
+            for panel in 0..panels {
+                if !queries.are_few() && panel.is_multiple_of(2) {
+                    tile.multiply(&values, queries, panel..panels.min(panel + 2), &[], scores);
                 }
                 tile.add_up(queries, panel, scores);
                 tile.raise(queries, panel, 0..range.len(), &mut known.best, scores);
