@@ -299,6 +299,34 @@ def test_saved_again_after_rows_came(tmp_path: Path) -> None:
     assert found.value.kind == "exists"
 
 
+def test_update_adds_the_norms_of_rows_that_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of(400, 6, n_layers=2)
+    path = tmp_path / "x"
+    make(path, rows[:250])
+    store = actstore.open(path)
+    w = actstore.Whitener.fit(store["x"])
+    w.save(path, "white", site="x")
+    w.save(path, "map")  # of no site: it lacks nothing
+    store["x"].pool("mean", out="mean")
+    actstore.Whitener.fit(rows[:, :1]).save(path, "other")
+    w.save(path, "docs", site="mean")
+    assert actstore.update(path) == []
+    with actstore.append(path) as writer:
+        writer.append({"x": rows[250:]}, [150], ids=["more"])
+    assert actstore.update(path, ["mean", "whiteners/map"]) == ["mean"]
+    seen: list[tuple[int, int]] = []
+    todo = actstore.update(path, progress=lambda *now: seen.append(now))
+    assert todo == ["whiteners/docs", "whiteners/white"]
+    assert seen[-1] == (800, 800)
+    assert actstore.update(path) == []
+    store = actstore.open(path)
+    monkeypatch.setattr(actstore.Whitener, "compute_norms", None)
+    for name in ("x", "mean"):
+        store[name].search(rows[:3], 2, metric="cos", transform=store.whiteners["white"])
+    with pytest.raises(errors.NotFoundError, match="no whitener 'whiteners/nope', it has: whiteners/docs, "):
+        actstore.update(path, ["whiteners/nope"])
+
+
 def test_zarr_reads_it(tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     rows = rows_of(100, 5, n_layers=2)
@@ -409,6 +437,12 @@ def test_wrong_input(tmp_path: Path) -> None:
     make(tmp_path / "x", rows_of(20, 6, n_layers=2))
     with pytest.raises(errors.InvalidInputError, match="no site 'y'"):
         fit(actstore.open(tmp_path / "x")["x"]).save(tmp_path / "x", "w", site="y")
+    with pytest.raises(errors.NotFoundError, match="'x' has no layer 0, it has: 2, 4"):
+        w.save(tmp_path / "x", "w", site="x")
+    narrow = fit(actstore.open(tmp_path / "x")["x"])
+    narrow.mean = narrow.mean[:, :5]
+    with pytest.raises(errors.ShapeError, match="'x' has dim 6, the whitener 5"):
+        narrow.save(tmp_path / "x", "w", site="x")
     with pytest.raises(errors.NotFoundError, match="no whitener 'w'"):
         actstore.open(tmp_path / "x").whiteners["w"]
     with pytest.raises(errors.InvalidInputError, match="slash"):

@@ -1,12 +1,15 @@
-"""Bringing derived sites up to date after examples were appended."""
+"""Bringing up to date, after examples were appended, what was made of them before."""
 
 import os
 from collections.abc import Sequence
 
+from . import whiteners
 from .errors import InvalidInputError, NotFoundError
 from .store import Store
 from .store import open as open_store
 from .view import Progress
+
+_WHITENERS = whiteners.FOLDER + "/"
 
 
 def update(
@@ -16,28 +19,31 @@ def update(
     threads: int = 0,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Compute what derived sites lack, those that ``site.pool(..., out=name)`` wrote.
+    """Compute what derived sites and whiteners lack.
+
+    Derived sites are those that ``site.pool(..., out=name)`` wrote; whiteners lack norms of the rows of the
+    site that `Whitener.save` named.
 
     Parameters
     ----------
     path : path or list of paths
         As for `open`.
     names : sequence of str, optional
-        Which derived sites; by default all of them.
+        Which derived sites, and which whiteners, as ``"whiteners/NAME"``; by default all of them.
     threads : int
         0 means all cores.
     progress : callable, optional
-        Called for each of them with (done, all), in rows times layers of its source.
+        Called for each of them with (done, all), in rows times layers of what it is made of.
 
     Returns
     -------
     list of str
-        Those that lacked something.
+        Those that lacked something, derived sites first.
 
     Raises
     ------
     NotFoundError
-        When there is no such derived site.
+        When there is no such derived site or whitener.
     StorageError
         kind ``locked`` while the store is written to.
 
@@ -57,8 +63,11 @@ def update(
     """
     if isinstance(names, str):
         raise InvalidInputError(f"update: names: expected a list, got {names!r}")
+    whitened = None if names is None else [name for name in names if name.startswith(_WHITENERS)]
+    sites = None if names is None else [name for name in names if not name.startswith(_WHITENERS)]
     with open_store(path) as store:
-        short = unfinished(store, names)
+        short = unfinished(store, sites)
+        to_norm = _without_norms(store, whitened)
         for name in short:
             recipe = store._snapshot.derived[name].site.recipe
             store[recipe["source"]].pool(
@@ -71,7 +80,23 @@ def update(
                 threads=threads,
                 progress=progress,
             )
-    return short
+        for name in to_norm:
+            own = name.removeprefix(_WHITENERS)
+            site = whiteners.read(store._snapshot.parts[0], own).told["site"]
+            store.whiteners[own].save(path, own, site, threads=threads, progress=progress)
+    return short + to_norm
+
+
+def _without_norms(store: Store, names: Sequence[str] | None) -> list[str]:
+    """Whiteners, as `update` calls them, of those named or of all, that lack norms."""
+    there = [_WHITENERS + name for name in store.whiteners]
+    for name in names or ():
+        if name not in there:
+            raise NotFoundError(
+                f"{store._snapshot.name} has no whitener {name!r}, it has: {', '.join(there) or 'none'}"
+            )
+    short = {_WHITENERS + name for name in whiteners.unfinished(store._snapshot.parts)}
+    return [name for name in (there if names is None else dict.fromkeys(names)) if name in short]
 
 
 def unfinished(store: Store, names: Sequence[str] | None = None) -> list[str]:

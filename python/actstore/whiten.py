@@ -1,7 +1,7 @@
 """Whitening: rows with as much variance in each direction, and search in that space over rows as they are."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -346,9 +346,17 @@ class Whitener:
         ------
         StorageError
             When another whitener has the name (kind ``exists``), or the store is written to (``locked``).
-        InvalidInputError, FormatError
-            When there is no such site, or the store cannot be written to.
+        InvalidInputError, NotFoundError, ShapeError, FormatError
+            When there is no such site, it lacks a layer or has another dim, or the store is not writable.
         """
+
+        def norms_of(view: View, rows: range, threads: int, progress: Progress | None) -> NDArray[np.float64]:
+            some = View(view._origin, view._layers, view._view.take_rows(rows))
+            return self.compute_norms(some, threads, progress)
+
+        whiteners.write(store, name, self._saved(site), norms_of, threads, progress)
+
+    def _saved(self, site: str | None) -> whiteners.Saved:
         told = {
             "layers": self.layers,
             "dim": int(self.mean.shape[1]),
@@ -358,10 +366,11 @@ class Whitener:
             "eps": self.eps,
             "shrinkage": self.shrinkage,
             "source": self.source,
+            "site": site,
             "digest": self.digest,
         }
         arrays = {"mean": self.mean, "components": self.components, "variance": self.variance}
-        whiteners.write(store, name, told, arrays, site, self.layers, self.compute_norms, threads, progress)
+        return whiteners.Saved(told, arrays)
 
     @classmethod
     def _loaded(cls, saved: whiteners.Saved, where: str) -> "Whitener":
@@ -396,6 +405,27 @@ class Whitener:
         ranks = sorted(set(self.rank.tolist()))
         rank = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
         return f"Whitener({self.kind}, {n_layers} layers of dim {dim}, rank {rank}, fitted to {self.n} rows)"
+
+
+def restore(
+    store: str,
+    name: str,
+    saved: whiteners.Saved,
+    norms: Callable[[int, int], NDArray[np.float64]] | None,
+    threads: int,
+    progress: Progress | None,
+) -> None:
+    """Put another store's whitener into this one, with the norms ``norms(start, stop)`` of its site's rows.
+
+    Without them they are computed anew.
+    """
+    whitener = Whitener._loaded(saved, f"whitener {name!r}")
+    if norms is None:
+        whitener.save(store, name, saved.told["site"], threads=threads, progress=progress)
+    else:
+        whiteners.write(
+            store, name, saved, lambda _, rows, *__: norms(rows.start, rows.stop), threads, progress
+        )
 
 
 class Whiteners(Mapping[str, Whitener]):

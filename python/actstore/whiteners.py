@@ -2,8 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from . import _native
 from .arrays import new_array
-from .errors import FormatError, InvalidInputError, StorageError
+from .errors import FormatError, InvalidInputError, NotFoundError, ShapeError, StorageError
 from .layout import check_name
 from .origin import Origin, StoredOrigin, stored_origin
 from .parts import Part, find_parts, read_part
@@ -22,16 +22,20 @@ FOLDER = "whiteners"
 """The group that they are in."""
 VERSION = 1
 KINDS = ("pca", "zca")
-_ARRAYS = ("mean", "components", "variance")
+ARRAYS = ("mean", "components", "variance")
 _RUN_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a store says of a whitener."""
+    """What a store says of a whitener: its attributes, and ``mean``, ``components`` and ``variance``."""
 
     told: Mapping[str, Any]
-    arrays: dict[str, NDArray[np.float64]]
+    arrays: Mapping[str, NDArray[np.float64]]
+
+
+NormsOf = Callable[[View, range, int, Progress | None], NDArray[np.float64]]
+"""Of a view, these of its rows, threads and progress: their norms, ``[n, L]``."""
 
 
 def names(parts: Sequence[Part]) -> list[str]:
@@ -62,13 +66,22 @@ def _names(reader: _native.Reader) -> list[str]:
 def _told(reader: _native.Reader, name: str) -> Mapping[str, Any]:
     root = json.loads(reader.array(f"{FOLDER}/{name}/mean").attributes)
     own = root.get("actstore") if isinstance(root, dict) else None
-    told = own.get("whitener") if isinstance(own, dict) else None
+    return checked(own.get("whitener") if isinstance(own, dict) else None, name, reader.path)
+
+
+def checked(told: Any, name: str, where: str) -> Mapping[str, Any]:
+    """What a whitener says of itself.
+
+    Raises
+    ------
+    FormatError
+        When that is malformed, or of a version that is not known.
+    """
     if not isinstance(told, dict) or not isinstance(told.get("version"), int):
-        raise FormatError(f"{reader.path}: whitener {name!r} does not say what it is", kind="metadata")
+        raise FormatError(f"{where}: whitener {name!r} does not say what it is", kind="metadata")
     if told["version"] > VERSION:
         raise FormatError(
-            f"{reader.path}: whitener {name!r} is of version {told['version']}, which this actstore "
-            "does not know",
+            f"{where}: whitener {name!r} is of version {told['version']}, which this actstore does not know",
             kind="version",
             hint="pip install -U actstore",
         )
@@ -77,7 +90,7 @@ def _told(reader: _native.Reader, name: str) -> Mapping[str, Any]:
     same = len(_list(told.get("layers"))) == len(_list(told.get("rank"))) > 0
     site = told.get("site")
     if not (good and same and told.get("kind") in KINDS and (site is None or isinstance(site, str))):
-        raise FormatError(f"{reader.path}: whitener {name!r} is malformed", kind="metadata")
+        raise FormatError(f"{where}: whitener {name!r} is malformed", kind="metadata")
     return told
 
 
@@ -95,7 +108,7 @@ def read(part: Part, name: str) -> Saved:
     """
     told = _told(part.reader, name)
     arrays = {}
-    for array in _ARRAYS:
+    for array in ARRAYS:
         stored = part.reader.array(f"{FOLDER}/{name}/{array}")
         if len(stored.shape) != 1 or stored.dtype != "float64":
             raise FormatError(
@@ -111,44 +124,71 @@ def read(part: Part, name: str) -> Saved:
 
 def stored_norms(origin: Origin, digest: str, n_layers: int) -> NDArray[np.float64] | None:
     """The norms of all rows of a site, whitened, ``[n_rows, n_layers]``; None where a store lacks any."""
+    read = norms_reader(origin, digest, n_layers)
+    return None if read is None else read(0, origin.array.shape[0])
+
+
+def norms_reader(
+    origin: Origin, digest: str, n_layers: int
+) -> Callable[[int, int], NDArray[np.float64]] | None:
+    """The same, to be read from row to row."""
     if not isinstance(origin, StoredOrigin):
         return None
-    pieces = []
+    pieces: list[tuple[int, int, Any]] = []
+    end = 0
     for part in origin.snapshot.parts:
-        rows = part.rows.get(origin.axis, 0)
-        for name in _names(part.reader):
-            told = _told(part.reader, name)
-            path = f"{FOLDER}/{name}/norm"
-            if (
-                told.get("digest") == digest
-                and told.get("site") == origin.name
-                and path in part.reader.arrays
-            ):
-                array = part.reader.array(path)
-                if array.dtype == "float64" and array.shape[0] >= rows * n_layers:
-                    out = new_array((rows * n_layers,), np.dtype(np.float64), "norms")
-                    if out.size:
-                        array.read((0, out.size), None, out)
-                    pieces.append(out.reshape(rows, n_layers))
-                    break
-        else:
-            if rows:
+        start, end = end, end + part.rows.get(origin.axis, 0)
+        if start < end:
+            array = _norms_array(part, origin.name, digest)
+            if array is None or array.shape[0] < (end - start) * n_layers:
                 return None
-    return np.concatenate(pieces) if pieces else None
+            pieces.append((start, end, array))
+
+    def read(start: int, stop: int) -> NDArray[np.float64]:
+        out: NDArray[np.float64] = new_array(((stop - start) * n_layers,), np.dtype(np.float64), "norms")
+        for first, end, array in pieces:
+            a, b = max(start, first), min(stop, end)
+            if a < b:
+                here = out[(a - start) * n_layers : (b - start) * n_layers]
+                array.read(((a - first) * n_layers, (b - first) * n_layers), None, here)
+        return out.reshape(stop - start, n_layers)
+
+    return read
+
+
+def _norms_array(part: Part, site: str, digest: str) -> Any:
+    """Where a part keeps the norms of a site's rows."""
+    for name in _names(part.reader):
+        told, path = _told(part.reader, name), f"{FOLDER}/{name}/norm"
+        if told.get("digest") == digest and told.get("site") == site and path in part.reader.arrays:
+            array = part.reader.array(path)
+            if array.dtype == "float64":
+                return array
+    return None
+
+
+def unfinished(parts: Sequence[Part]) -> list[str]:
+    """The whiteners of a store that lack norms of rows in a part."""
+    return [name for name in names(parts) if any(_is_short(part, name) for part in parts)]
+
+
+def _is_short(part: Part, name: str) -> bool:
+    path = f"{FOLDER}/{name}/norm"
+    try:
+        told = _told(part.reader, name)
+    except FormatError:  # Nothing could be added to it.
+        return False
+    if told.get("site") is None:
+        return False
+    rows = part.rows.get(_axis(part, told["site"]), 0)
+    n_norms = part.reader.array(path).shape[0] if path in part.reader.arrays else 0
+    return n_norms < rows * len(told["layers"])
 
 
 def write(
-    source: Any,
-    name: str,
-    told: Mapping[str, Any],
-    arrays: Mapping[str, NDArray[np.float64]],
-    site: str | None,
-    layers: Sequence[int],
-    norms_of: Any,
-    threads: int,
-    progress: Progress | None,
+    source: Any, name: str, saved: Saved, norms_of: NormsOf, threads: int, progress: Progress | None
 ) -> None:
-    """Write a whitener into every part of a store, and the norms of a site's rows that are not there yet.
+    """Write a whitener into every part of a store, and the norms of its site's rows that are not there yet.
 
     Parameters
     ----------
@@ -156,19 +196,16 @@ def write(
         As `actstore.open` takes it.
     name : str
         What to call it.
-    told, arrays : mapping
-        Its attributes, and ``mean``, ``components`` and ``variance``.
-    site : str or None
-        Whose norms to keep beside it.
-    layers : sequence of int
-        The labels that norms are of, in their order.
+    saved : Saved
+        The whitener; ``site`` says whose norms to keep beside it, if any.
     norms_of : callable
-        ``norms_of(view, threads, progress)``: norms ``[n, L]``.
+        See `NormsOf`.
     threads, progress
         As everywhere.
     """
     check_name(name, "whitener")
-    told = json.loads(json.dumps({**told, "version": VERSION, "site": site}, allow_nan=False))
+    told = json.loads(json.dumps({**saved.told, "version": VERSION}, allow_nan=False))
+    saved, site = replace(saved, told=told), told["site"]
     parts = [read_part(_native.Reader(path)) for path in find_parts(source)]
     for part in parts:
         if part.foreign:
@@ -177,8 +214,8 @@ def write(
                 kind="unsupported",
                 hint="import it into a store",
             )
-        if site is not None and site not in part.layout.sites and site not in part.derived:
-            raise InvalidInputError(f"{part.path} has no site {site!r} to keep the norms of")
+        if site is not None:
+            _check_site(part, site, told)
         if FOLDER in part.layout.sites or FOLDER in part.layout.axes or FOLDER in part.derived:
             raise InvalidInputError(
                 f"{part.path} has a site or axis called {FOLDER!r}: no room for whiteners"
@@ -193,12 +230,28 @@ def write(
                     hint="choose another name",
                 )
     done = 0
-    total = sum(part.rows.get(_axis(part, site), 0) for part in parts) * len(layers)
+    total = sum(part.rows.get(_axis(part, site), 0) for part in parts) * len(told["layers"])
     for part in parts:
         with contextlib.closing(_native.Writer.append_to(part.path, threads)) as writer:
-            done = _complete(
-                writer, name, told, arrays, site, layers, norms_of, threads, progress, done, total
+            done += _complete(writer, name, saved, norms_of, threads, shifted(progress, done, total))
+
+
+def _check_site(part: Part, site: str, told: Mapping[str, Any]) -> None:
+    """That a part has a site whose rows a whitener can take."""
+    if site in part.layout.sites:
+        labels, dim = part.layout.sites[site].labels, part.reader.array(site).shape[2]
+    elif site in part.derived:
+        labels, dim = part.derived[site].labels, part.derived[site].dim
+    else:
+        raise InvalidInputError(f"{part.path} has no site {site!r} to keep the norms of")
+    for label in told["layers"]:
+        if label not in labels:
+            raise NotFoundError(
+                f"{part.path}: {site!r} has no layer {label}, it has: {', '.join(map(str, labels))}",
+                hint="select the whitener's layers, or save it without a site",
             )
+    if dim != told["dim"]:
+        raise ShapeError(f"{part.path}: {site!r} has dim {dim}, the whitener {told['dim']}")
 
 
 def _axis(part: Part, site: str | None) -> str:
@@ -210,39 +263,33 @@ def _axis(part: Part, site: str | None) -> str:
 def _complete(
     writer: _native.Writer,
     name: str,
-    told: Mapping[str, Any],
-    arrays: Mapping[str, NDArray[np.float64]],
-    site: str | None,
-    layers: Sequence[int],
-    norms_of: Any,
+    saved: Saved,
+    norms_of: NormsOf,
     threads: int,
     progress: Progress | None,
-    done: int,
-    total: int,
 ) -> int:
-    """One part, under its lock; the work that is done then."""
+    """One part, under its lock; how many norms it has then."""
     part = read_part(_native.Reader(writer.path))
     if name not in _names(part.reader):
-        attributes = {"actstore": {"whitener": told}}
-        specs = [_column(f"{FOLDER}/{name}/{array}", {}) for array in (*_ARRAYS[1:], "norm")]
+        attributes = {"actstore": {"whitener": saved.told}}
+        specs = [_column(f"{FOLDER}/{name}/{array}", {}) for array in (*ARRAYS[1:], "norm")]
         writer.add_arrays(json.dumps([_column(f"{FOLDER}/{name}/mean", attributes), *specs]))
-        writer.append({f"{FOLDER}/{name}/{array}": values.ravel() for array, values in arrays.items()})
+        writer.append({f"{FOLDER}/{name}/{array}": saved.arrays[array].ravel() for array in ARRAYS})
+    n_norms = 0
+    site, labels = saved.told["site"], saved.told["layers"]
     if site is not None:
         snapshot = Snapshot(part.path, [part], "first", Handle())
         view = View(stored_origin(snapshot, site))
-        view = View(view._origin, [view.layers.index(label) for label in layers])
+        view = View(view._origin, [view.layers.index(label) for label in labels])
         path = f"{FOLDER}/{name}/norm"
-        first = writer.arrays[path][0][0] // len(layers)
-        done += first * len(layers)
-        for start in range(first, len(view), _RUN_ROWS):
-            stop = min(start + _RUN_ROWS, len(view))
-            run = View(view._origin, view._layers, view._view.take_rows(range(start, stop)))
-            norms = norms_of(run, threads, shifted(progress, done, total))
+        n_norms = len(view) * len(labels)
+        for start in range(writer.arrays[path][0][0] // len(labels), len(view), _RUN_ROWS):
+            rows = range(start, min(start + _RUN_ROWS, len(view)))
+            norms = norms_of(view, rows, threads, shifted(progress, start * len(labels), n_norms))
             if writer.append({path: np.ascontiguousarray(norms).ravel()}):
                 writer.commit(writer.state, threads)
-            done += len(run) * len(layers)
     writer.commit(writer.state, threads)
-    return done
+    return n_norms
 
 
 def _column(path: str, attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,18 +3,20 @@
     actstore.json                what follows, and the store's identity
     resid.6.safetensors          tensor "resid.6" [rows, dim]
     columns.safetensors          "tokens/offset", "tokens/id", "examples/id/bytes", ...
+    whiteners.safetensors        "white/mean", "white/components", "white/variance", "white/norm", ...
 
-No site's file can be called ``columns.safetensors``: a site's name is followed by a label.
+No site's file can be called so: a site's name is followed by a label.
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import whiteners
 from ..columns import Columns
 from ..errors import InvalidInputError, NotFoundError, StorageError
 from ..incoming import pack_strings
@@ -22,11 +24,13 @@ from ..layout import EXAMPLES
 from ..parts import STRINGS
 from ..store import Progress, Store
 from ..store import open as open_store
+from ..whiteners import Saved
 from .files import as_path, new_directory, storage_errors, sync_tree
 from .safetensors import TensorsWriter
 
 MANIFEST = "actstore.json"
 COLUMNS = "columns.safetensors"
+WHITENERS = "whiteners.safetensors"
 EXPORT_FORMAT = 1
 BLOCK_BYTES = 32 << 20
 
@@ -90,6 +94,7 @@ def export(
             os.mkdir(folder)
         _write_layers(store, chosen, folder, threads, progress)
         _write_columns(store, folder)
+        whitened = _write_whiteners(store, chosen, folder)
         manifest = {
             "format": EXPORT_FORMAT,
             "identity": store.identity,
@@ -106,6 +111,7 @@ def export(
             },
             "axes": {axis: columns.dtypes for axis, columns in store.axes.items()},
             "examples": store.examples.dtypes,
+            "whiteners": {name: dict(saved.told) for name, saved in whitened.items()},
         }
         with storage_errors(folder):
             with open(os.path.join(folder, MANIFEST), "x", encoding="utf-8") as file:
@@ -173,6 +179,49 @@ def _write_columns(store: Store, folder: str) -> None:
         for path, (columns, name) in large.items():
             for start in range(0, columns.n_rows, BLOCK_BYTES // 8):
                 file.write(path, columns.read(name, start, min(start + BLOCK_BYTES // 8, columns.n_rows)))
+
+
+def _write_whiteners(store: Store, sites: Sequence[str], folder: str) -> dict[str, Saved]:
+    """Whiteners, which are small, at once; the norms of a site that is exported, where all are there, by
+    blocks."""
+    found = stored_whiteners(store)
+    if not found:
+        return {}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    norms: dict[str, Any] = {}
+    for name, saved in found.items():
+        told = saved.told
+        n_layers, dim, most = len(told["layers"]), told["dim"], max(told["rank"])
+        shapes = {"mean": (n_layers, dim), "components": (n_layers, most, dim), "variance": (n_layers, most)}
+        tensors |= {f"{name}/{array}": ("float64", shape) for array, shape in shapes.items()}
+        read = norms_of_site(store, told) if told["site"] in sites else None
+        if read is not None:
+            norms[name] = read
+            tensors[f"{name}/norm"] = "float64", (store[told["site"]].shape[0], n_layers)
+    with TensorsWriter(os.path.join(folder, WHITENERS), tensors) as file:
+        for name, saved in found.items():
+            for array, values in saved.arrays.items():
+                file.write(f"{name}/{array}", values)
+        for name, read in norms.items():
+            n_rows, n_layers = tensors[f"{name}/norm"][1]
+            n_block = max(1, BLOCK_BYTES // (8 * n_layers))
+            for start in range(0, n_rows, n_block):
+                file.write(f"{name}/norm", read(start, min(start + n_block, n_rows)))
+    return found
+
+
+def stored_whiteners(store: Store) -> dict[str, Saved]:
+    """The whiteners of a store by name; none of a foreign Zarr group."""
+    parts = store._snapshot.parts
+    if any(part.foreign for part in parts):
+        return {}
+    return {name: whiteners.read(parts[0], name) for name in whiteners.names(parts)}
+
+
+def norms_of_site(store: Store, told: Mapping[str, Any]) -> Callable[[int, int], NDArray[np.float64]] | None:
+    """Reads the norms of the rows of a whitener's site; None where a store lacks any."""
+    origin = store[told["site"]]._origin
+    return whiteners.norms_reader(origin, told["digest"], len(told["layers"]))
 
 
 def missing_export(path: str) -> NotFoundError:

@@ -20,6 +20,7 @@ from ..layout import EXAMPLES, check_name
 from ..parts import find_parts
 from ..store import Progress
 from ..store import open as open_store
+from ..whiten import restore
 from ..writer import StoreWriter
 from .export import MANIFEST, missing_export
 from .files import as_path, new_directory
@@ -48,7 +49,8 @@ def import_(
     """Make a store of a file or directory in another format.
 
     Memory stays small whatever the size; `path` appears when the store is complete. Derived sites stay
-    derived when what they are made of is imported too, and not cast.
+    derived when what they are made of is imported too, and not cast. Whiteners come along, unless `labels`
+    call their layers otherwise; where values are cast, the norms of whitened rows are computed anew.
 
     Parameters
     ----------
@@ -111,10 +113,15 @@ def import_(
         n_examples = _count(found)
         with new_directory(path, overwrite, _may_replace) as partial:
             writer = create(partial, found.specs, codec=codec, identity=found.identity, threads=threads)
+            later = {name: _bytes_of_norms(found, name) for name in found.whiteners}
             with writer:
-                _copy(found, writer, n_examples, progress)
+                done = _copy(found, writer, n_examples, sum(later.values()), progress)
+            total = done + sum(later.values())
             for name, (derived, read) in found.derived.items():
                 write_copy(partial, name, replace(derived, codec=codec), read, threads)
+            for name, (saved, norms) in found.whiteners.items():
+                restore(partial, name, saved, norms, threads, _share_of(progress, done, later[name], total))
+                done += later[name]
 
 
 @contextlib.contextmanager
@@ -219,15 +226,18 @@ def _count(found: Source) -> int:
     return next(iter(counts.values()))
 
 
-def _copy(found: Source, writer: StoreWriter, n_examples: int, progress: Progress | None) -> None:
-    """Examples in groups of bounded size; of one that is larger still, its rows in blocks."""
+def _copy(found: Source, writer: StoreWriter, n_examples: int, later: int, progress: Progress | None) -> int:
+    """Examples in groups of bounded size; of one that is larger still, its rows in blocks.
+
+    Bytes that were copied, where `later` are to follow.
+    """
     offsets = found.offsets or {}
     sizes = _row_bytes(found)
     # Bytes before each example, over all axes.
     before = np.arange(n_examples + 1, dtype=np.int64) * sizes.get(EXAMPLES, 0)
     for axis, offset in offsets.items():
         before = before + offset * sizes[axis]
-    total = int(before[-1])
+    total = int(before[-1]) + later
     start = 0
     while start < n_examples:
         stop = int(np.searchsorted(before, before[start] + _BLOCK_BYTES, side="right")) - 1
@@ -261,6 +271,23 @@ def _copy(found: Source, writer: StoreWriter, n_examples: int, progress: Progres
         start = stop
         if progress is not None:
             progress(int(before[stop]), total)
+    return int(before[-1])
+
+
+def _bytes_of_norms(found: Source, name: str) -> int:
+    """Of the values that a whitener's norms have to be computed from."""
+    saved, norms = found.whiteners[name]
+    site = saved.told["site"]
+    if norms is not None or site is None:
+        return 0
+    return found.rows_of(site) * len(saved.told["layers"]) * int(saved.told["dim"]) * 4
+
+
+def _share_of(progress: Progress | None, before: int, share: int, total: int) -> Progress | None:
+    """The progress of a step as that of all, of which it is a share."""
+    if progress is None or share == 0:
+        return None
+    return lambda done, all_: progress(before + share * done // max(all_, 1), total)
 
 
 def _row_bytes(found: Source) -> dict[str, int]:

@@ -11,13 +11,23 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import whiteners
 from ..arrays import COLUMN_DTYPES, FLOAT_DTYPES, SITE_DTYPES
 from ..errors import FormatError, InvalidInputError, NotFoundError
 from ..layout import EXAMPLES, TOKENS, Derived, parse_derived
 from ..parts import STRINGS
 from ..site_spec import SiteSpec
 from ..store import Store
-from .export import COLUMNS, EXPORT_FORMAT, MANIFEST, layer_name
+from ..whiteners import Saved
+from .export import (
+    COLUMNS,
+    EXPORT_FORMAT,
+    MANIFEST,
+    WHITENERS,
+    layer_name,
+    norms_of_site,
+    stored_whiteners,
+)
 from .safetensors import TensorsReader
 
 Read = Callable[[int, int], NDArray[Any]]
@@ -40,6 +50,8 @@ class Source:
         int64 ``[n_examples + 1]`` of each axis; None where the file does not say.
     derived : dict of str to (Derived, callable)
         Sites that stay derived, for what they are made of comes along as it is.
+    whiteners : dict of str to (Saved, callable or None)
+        Whiteners, and the norms of their sites' rows if they are known and stay.
     """
 
     specs: dict[str, SiteSpec]
@@ -51,6 +63,11 @@ class Source:
     token_columns: dict[str, dict[str, Read]] = field(default_factory=dict)
     example_columns: dict[str, Sequence[Any] | NDArray[Any]] = field(default_factory=dict)
     derived: dict[str, tuple[Derived, Read]] = field(default_factory=dict)
+    whiteners: dict[str, tuple[Saved, Read | None]] = field(default_factory=dict)
+
+    def rows_of(self, site: str) -> int:
+        """Rows of a site, derived or not."""
+        return self.rows[self.specs[site].axis] if site in self.specs else self.derived[site][0].rows
 
 
 def site_spec(
@@ -98,6 +115,11 @@ def from_store(
     kept = {spec.axis for spec in specs.values()} - {EXAMPLES}
     axes = {axis: columns for axis, columns in store.axes.items() if axis in kept}
     columns = store.examples
+    whitened: dict[str, tuple[Saved, Read | None]] = {}
+    for name, saved in stored_whiteners(store).items() if labels is None else ():
+        here = _of_sites(saved, names)
+        stays = here.told["site"] is not None and to is None
+        whitened[name] = here, norms_of_site(store, here.told) if stays else None
     return Source(
         specs,
         read,
@@ -112,7 +134,13 @@ def from_store(
             if name != "id"
         },
         derived,
+        whitened,
     )
+
+
+def _of_sites(saved: Saved, names: Sequence[str]) -> Saved:
+    """A whitener among these sites only: it keeps no norms of another's rows."""
+    return saved if saved.told["site"] in names else replace(saved, told={**saved.told, "site": None})
 
 
 def _site_reader(store: Store, name: str) -> Read:
@@ -265,7 +293,44 @@ def _from_manifest(folder: str, manifest: Any, sites: Sequence[str] | None, to: 
             source.ids = texts
         else:
             source.example_columns[name] = texts
+    known = [name for name in manifest["sites"] if name in source.specs or name in source.derived]
+    source.whiteners = _exported_whiteners(folder, manifest, source, known, to)
     return source
+
+
+def _exported_whiteners(
+    folder: str, manifest: Any, source: Source, sites: Sequence[str], to: str | None
+) -> dict[str, tuple[Saved, Read | None]]:
+    told = manifest.get("whiteners", {})  # which exports of old do not have
+    if not told:
+        return {}
+    file = TensorsReader(os.path.join(folder, WHITENERS))
+    found: dict[str, tuple[Saved, Read | None]] = {}
+    for name, own in told.items():
+        arrays = {}
+        for array in whiteners.ARRAYS:
+            dtype, shape = file.tensors.get(f"{name}/{array}", ("nothing", ()))
+            if dtype != "float64" or not shape:
+                raise FormatError(
+                    f"{file.path} holds {dtype} {list(shape)} as '{name}/{array}'", kind="metadata"
+                )
+            arrays[array] = file.read(f"{name}/{array}", 0, shape[0]).ravel()
+        saved = _of_sites(Saved(whiteners.checked(own, name, folder), arrays), sites)
+        site, norms = saved.told["site"], None
+        if site is not None and to is None and f"{name}/norm" in file.tensors:
+            norms = _norms_reader(file, f"{name}/norm", (source.rows_of(site), len(own["layers"])))
+        found[name] = saved, norms
+    return found
+
+
+def _norms_reader(file: TensorsReader, tensor: str, expected: tuple[int, int]) -> Read:
+    dtype, shape = file.tensors[tensor]
+    if dtype != "float64" or shape != expected:
+        raise FormatError(
+            f"{file.path} holds {dtype} {list(shape)} as {tensor!r}, expected {list(expected)}",
+            kind="metadata",
+        )
+    return lambda start, stop: file.read(tensor, start, stop)
 
 
 def _layers_reader(files: Sequence[tuple[TensorsReader, str]]) -> Read:
