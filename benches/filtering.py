@@ -20,9 +20,9 @@ from .data import LONG_ROWS, long_rows
 from .layout import Layout
 from .measure import Case, Line, interleave
 from .search_peers import Faiss, K, brute_force, check_exact
-from .searching import found, queries_of, settle
+from .searching import found, queries_of
 from .store import SITE, Bench
-from .threads import THREADS
+from .threads import THREADS, settle
 
 QUERIES = (1, 32)
 SHARES = {"1/16": 1 / 16, "1/4": 1 / 4, "1/2": 1 / 2}

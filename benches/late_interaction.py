@@ -24,9 +24,9 @@ from . import limits
 from .measure import OURS, Case, Report, fastest, interleave
 from .scanning import BARE_SCAN, bare_scan
 from .search_peers import SPARE, Found, K, check_exact, check_scores, lane_sums, two_threads
-from .searching import ON_DISK, found, settle
+from .searching import ON_DISK, found
 from .store import SITE
-from .threads import THREADS, pin
+from .threads import THREADS, pin, settle
 
 DOCUMENTS, QUICK_DOCUMENTS = 1000, 250
 TOKENS = 256  # vectors a document

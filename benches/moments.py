@@ -22,9 +22,8 @@ from . import limits
 from .measure import OURS, Case, fastest, interleave
 from .scanning import BARE_SCAN, bare_scan
 from .search_peers import two_threads
-from .searching import settle
 from .store import SITE, Bench
-from .threads import THREADS
+from .threads import THREADS, settle
 
 Precision = Literal["float64", "float32"]
 

@@ -21,9 +21,8 @@ from . import limits
 from .data import long_rows
 from .measure import OURS, Case, interleave
 from .search_peers import SPARE, Found, K, check_exact, lane_sums, two_threads
-from .searching import settle
 from .store import Bench
-from .threads import THREADS
+from .threads import THREADS, settle
 
 ROWS, QUICK_ROWS = 50_000, 10_000
 SAMPLE = 256  # rows that the brute force is asked about

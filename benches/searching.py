@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from .measure import OURS, Case, Report, interleave
 from .scanning import BARE_SCAN, bare_scan
 from .search_peers import Faiss, Found, K, NumpyProduct, TorchTopK, brute_force, check_close, check_exact
 from .store import SITE, Bench, Rounds
-from .threads import THREADS
+from .threads import THREADS, settle
 
 QUERIES = (1, 16, 32, 128, 1024)
 BARE_READ = "limit: bare read"
@@ -27,11 +26,6 @@ TORCH, NUMPY = "torch, product + topk", "numpy, product alone"
 # How many times the speed of faiss, by number of queries.
 FAISS_IN_MEMORY = {16: 5.0, 32: 5.0, 128: 5.0, 1024: 0.9}
 FAISS_ON_DISK = {16: 3.0, 32: 3.0, 128: 3.0, 1024: 0.8}
-
-
-def settle() -> None:
-    """Let the threads that a library keeps spinning after its turn go to sleep."""
-    time.sleep(0.02)
 
 
 def found(hits: Any) -> Found:

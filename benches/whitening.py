@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from .data import LONG_ROWS, long_rows
 from .measure import OURS, Case, interleave
 from .search_peers import Found, K
-from .searching import found, queries_of, settle
+from .searching import found, queries_of
 from .store import SITE, Bench
-from .threads import THREADS, blocks
+from .threads import THREADS, blocks, settle
 
 QUERIES = (1, 32, 128)
 PLAIN, BEFOREHAND = "actstore, plain cos", "actstore, rows whitened beforehand"
