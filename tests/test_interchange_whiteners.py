@@ -82,18 +82,100 @@ def test_whiteners_come_along(memory_path: Path, parts: int, monkeypatch: pytest
     assert len(actstore.open(memory_path / "v").whiteners) == 0
 
 
-@pytest.mark.parametrize("what", ["told", "version", "shape", "norm", "file"])
+def test_what_cannot_be_read_is_left_out(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).normal(size=(9, 1, 4)).astype(np.float32)
+    with actstore.create(memory_path / "x", {"r": actstore.SiteSpec(1, 4, "float32")}) as w:
+        w.append({"r": rows}, [9])
+    actstore.Whitener.fit(rows).save(memory_path / "x", "white", "r")
+    monkeypatch.setattr(whiteners, "VERSION", 2)
+    actstore.Whitener.fit(rows).save(memory_path / "x", "later", "r")
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="left out: .*whitener 'later' is of version 2"):
+        actstore.export(memory_path / "x", memory_path / "e")
+    actstore.import_(memory_path / "e", memory_path / "y")
+    with pytest.warns(UserWarning, match="left out: .*whitener 'later' is of version 2"):
+        actstore.import_(memory_path / "x", memory_path / "z")
+    for name in "yz":
+        assert list(actstore.open(memory_path / name).whiteners) == ["white"]
+
+
+def test_labels_and_dtypes_that_are_no_others(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(0).normal(size=(9, 2, 4)).astype(np.float32)
+    with actstore.create(memory_path / "x", {"r": actstore.SiteSpec(2, 4, "float32", labels=[3, 5])}) as w:
+        w.append({"r": rows}, [9])
+    actstore.Whitener.fit(actstore.open(memory_path / "x")["r"]).save(memory_path / "x", "white", "r")
+    monkeypatch.setattr(actstore.Whitener, "compute_norms", None)
+    actstore.import_(memory_path / "x", memory_path / "y", labels=[3, 5], dtype="float32")
+    store = actstore.open(memory_path / "y")
+    assert np.array_equal(stored(store, "white"), stored(actstore.open(memory_path / "x"), "white"))
+
+
+def test_a_foreign_group_may_hold_something_of_the_name(memory_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(memory_path / "z", mode="w")
+    group.create_array("r", data=np.ones((5, 2, 4), np.float32), chunks=(5, 1, 4))
+    group.create_array("whiteners/white/mean", data=np.ones(4))
+    assert actstore.update(memory_path / "z") == []
+    with pytest.warns(UserWarning, match="whitener 'white' does not say what it is"):
+        actstore.import_(memory_path / "z", memory_path / "y")
+    assert actstore.open(memory_path / "y")["r"].shape == (5, 2, 4)
+
+
+def test_examples_cut_anew_leave_norms_of_derived_sites_out(memory_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(9, 1, 4)).astype(np.float32)
+    with actstore.create(memory_path / "x", {"r": actstore.SiteSpec(1, 4, "float32")}) as w:
+        w.append({"r": rows}, [9])
+    actstore.open(memory_path / "x")["r"].pool("mean", out="docs")
+    for name, site in (("white", "r"), ("docs", "docs")):
+        actstore.Whitener.fit(rows).save(memory_path / "x", name, site)
+    actstore.import_(memory_path / "x", memory_path / "y", lengths=[4, 5])
+    store = actstore.open(memory_path / "y")
+    assert store.sites == ["r"]
+    assert list(store.whiteners) == ["docs", "white"]
+    assert stored(store, "docs") is None
+    assert np.array_equal(stored(store, "white"), stored(actstore.open(memory_path / "x"), "white"))
+
+
+WRONG = [
+    "told",
+    "version",
+    "shape",
+    "norm",
+    "negative",
+    "file",
+    "digest",
+    "no digest",
+    "twice",
+    "layers",
+    "variance",
+]
+
+
+@pytest.mark.parametrize("what", WRONG)
 def test_exported_whiteners_that_are_damaged(memory_path: Path, what: str) -> None:
     with actstore.create(memory_path / "x", {"r": actstore.SiteSpec(1, 4, "float32")}) as w:
         w.append({"r": np.random.default_rng(0).normal(size=(9, 1, 4)).astype(np.float32)}, [9])
     actstore.Whitener.fit(actstore.open(memory_path / "x")["r"]).save(memory_path / "x", "white", "r")
     actstore.export(memory_path / "x", memory_path / "e")
     manifest = json.loads((memory_path / "e/actstore.json").read_text())
+    told = manifest["whiteners"]["white"]
     tensors = safetensors_numpy.load_file(memory_path / "e/whiteners.safetensors")
     if what == "told":
-        manifest["whiteners"]["white"]["kind"] = "ica"
+        told["kind"] = "ica"
     elif what == "version":
-        manifest["whiteners"]["white"]["version"] = 2
+        told["version"] = 2
+    elif what == "digest":
+        told["digest"] = "0" * 32
+    elif what == "no digest":
+        del told["digest"]
+    elif what == "twice":
+        told["layers"], told["rank"] = [0, 0], [4, 4]
+    elif what == "layers":
+        told["layers"] = [8]
+    elif what == "variance":
+        tensors["white/variance"] *= 2
+    elif what == "negative":
+        tensors["white/norm"][3] = -1
     elif what == "shape":
         tensors["white/components"] = tensors["white/components"][:, :3]
     elif what == "norm":

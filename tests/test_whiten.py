@@ -260,6 +260,9 @@ def test_saved_and_loaded(tmp_path: Path, parts: int, monkeypatch: pytest.Monkey
     seen: list[tuple[int, int]] = []
     w.save(path, "white", site="x", progress=lambda *now: seen.append(now))
     assert seen[-1] == (1000, 1000)
+    seen.clear()
+    w.save(path, "white", site="x", progress=lambda *now: seen.append(now))
+    assert seen[-1] == (1000, 1000)  # There is nothing left to do, and that is told.
     store = actstore.open(path)
     assert list(store.whiteners) == ["white"]
     assert store.verify().ok
@@ -313,18 +316,25 @@ def test_update_adds_the_norms_of_rows_that_came(tmp_path: Path, monkeypatch: py
     assert actstore.update(path) == []
     with actstore.append(path) as writer:
         writer.append({"x": rows[250:]}, [150], ids=["more"])
-    assert actstore.update(path, ["mean", "whiteners/map"]) == ["mean"]
+    assert actstore.update(path, ["whiteners/map"]) == []
     seen: list[tuple[int, int]] = []
     todo = actstore.update(path, progress=lambda *now: seen.append(now))
-    assert todo == ["whiteners/docs", "whiteners/white"]
+    assert todo == ["mean", "whiteners/docs", "whiteners/white"]
     assert seen[-1] == (800, 800)
     assert actstore.update(path) == []
+    with actstore.append(path) as writer:
+        writer.append({"x": rows[:50]}, [50], ids=["again"])
+    # What it stands on comes first.
+    assert actstore.update(path, ["whiteners/docs", "whiteners/docs"]) == ["mean", "whiteners/docs"]
+    assert actstore.update(path) == ["whiteners/white"]
     store = actstore.open(path)
     monkeypatch.setattr(actstore.Whitener, "compute_norms", None)
     for name in ("x", "mean"):
         store[name].search(rows[:3], 2, metric="cos", transform=store.whiteners["white"])
     with pytest.raises(errors.NotFoundError, match="no whitener 'whiteners/nope', it has: whiteners/docs, "):
         actstore.update(path, ["whiteners/nope"])
+    with pytest.raises(errors.InvalidInputError, match="a list of names"):
+        actstore.update(path, [3])  # type: ignore[list-item]
 
 
 def test_zarr_reads_it(tmp_path: Path) -> None:
@@ -439,6 +449,8 @@ def test_wrong_input(tmp_path: Path) -> None:
         fit(actstore.open(tmp_path / "x")["x"]).save(tmp_path / "x", "w", site="y")
     with pytest.raises(errors.NotFoundError, match="'x' has no layer 0, it has: 2, 4"):
         w.save(tmp_path / "x", "w", site="x")
+    with pytest.raises(errors.InvalidInputError, match=r"layer twice: \[4, 4\]"):
+        fit(actstore.open(tmp_path / "x")["x"].select(layers=[4, 4])).save(tmp_path / "x", "w")
     narrow = fit(actstore.open(tmp_path / "x")["x"])
     narrow.mean = narrow.mean[:, :5]
     with pytest.raises(errors.ShapeError, match="'x' has dim 6, the whitener 5"):

@@ -29,7 +29,8 @@ def update(
     path : path or list of paths
         As for `open`.
     names : sequence of str, optional
-        Which derived sites, and which whiteners, as ``"whiteners/NAME"``; by default all of them.
+        Which derived sites, and which whiteners, as ``"whiteners/NAME"``, with the sites that these are of;
+        by default all of them.
     threads : int
         0 means all cores.
     progress : callable, optional
@@ -61,13 +62,15 @@ def update(
     >>> actstore.update(path), actstore.open(path)["mean"].shape
     (['mean'], (3, 1, 4))
     """
-    if isinstance(names, str):
-        raise InvalidInputError(f"update: names: expected a list, got {names!r}")
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
+        raise InvalidInputError(f"update: names: expected a list of names, got {names!r}")
     whitened = None if names is None else [name for name in names if name.startswith(_WHITENERS)]
     sites = None if names is None else [name for name in names if not name.startswith(_WHITENERS)]
     with open_store(path) as store:
-        short = unfinished(store, sites)
         to_norm = _without_norms(store, whitened)
+        site_of = {name: _site_of(store, name) for name in to_norm}
+        stand_on = [site for site in site_of.values() if site in store._snapshot.derived]
+        short = unfinished(store, sites if sites is None else sites + stand_on)
         for name in short:
             recipe = store._snapshot.derived[name].site.recipe
             store[recipe["source"]].pool(
@@ -82,9 +85,14 @@ def update(
             )
         for name in to_norm:
             own = name.removeprefix(_WHITENERS)
-            site = whiteners.read(store._snapshot.parts[0], own).told["site"]
-            store.whiteners[own].save(path, own, site, threads=threads, progress=progress)
+            store.whiteners[own].save(path, own, site_of[name], threads=threads, progress=progress)
     return short + to_norm
+
+
+def _site_of(store: Store, name: str) -> str:
+    """Whose rows a whitener has norms of."""
+    told = whiteners.describe(store._snapshot.parts)[name.removeprefix(_WHITENERS)]
+    return str(told["site"])
 
 
 def _without_norms(store: Store, names: Sequence[str] | None) -> list[str]:

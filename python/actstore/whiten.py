@@ -411,21 +411,34 @@ def restore(
     store: str,
     name: str,
     saved: whiteners.Saved,
+    site: str | None,
     norms: Callable[[int, int], NDArray[np.float64]] | None,
     threads: int,
     progress: Progress | None,
 ) -> None:
-    """Put another store's whitener into this one, with the norms ``norms(start, stop)`` of its site's rows.
+    """Put another store's whitener into this one, with the norms ``norms(start, stop)`` of a site's rows.
 
     Without them they are computed anew.
+
+    Raises
+    ------
+    FormatError
+        When it is none, or another one than it says.
     """
     whitener = Whitener._loaded(saved, f"whitener {name!r}")
+    if whitener.digest != saved.told["digest"]:
+        raise FormatError(f"whitener {name!r}: its digest is not that of its values", kind="metadata")
     if norms is None:
-        whitener.save(store, name, saved.told["site"], threads=threads, progress=progress)
-    else:
-        whiteners.write(
-            store, name, saved, lambda _, rows, *__: norms(rows.start, rows.stop), threads, progress
-        )
+        whitener.save(store, name, site, threads=threads, progress=progress)
+        return
+
+    def norms_of(_: View, rows: range, *__: object) -> NDArray[np.float64]:
+        found = norms(rows.start, rows.stop)
+        if (found < 0).any():
+            raise FormatError(f"whitener {name!r}: a norm is negative", kind="metadata")
+        return found
+
+    whiteners.write(store, name, whitener._saved(site), norms_of, threads, progress)
 
 
 class Whiteners(Mapping[str, Whitener]):

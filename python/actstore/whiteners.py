@@ -44,17 +44,22 @@ def names(parts: Sequence[Part]) -> list[str]:
     return [name for name in found[0] if all(name in others for others in found[1:])] if found else []
 
 
-def describe(parts: Sequence[Part]) -> dict[str, dict[str, Any]]:
-    """The whiteners of a store by name, ready for JSON: what each says of itself."""
-    shown = ("layers", "dim", "kind", "rank", "n", "source", "site")
-    told: dict[str, dict[str, Any]] = {}
+_SHOWN = ("layers", "dim", "kind", "rank", "n", "source", "site")
+
+
+def describe(parts: Sequence[Part], keys: Sequence[str] | None = _SHOWN) -> dict[str, Mapping[str, Any]]:
+    """What the whiteners of a store say of themselves, by name: some of it, or all.
+
+    Of one that cannot be read, ``error`` says why: it is no reason to say nothing of the others.
+    """
+    told: dict[str, Mapping[str, Any]] = {}
     for name in names(parts):
         try:
             found = _told(parts[0].reader, name)
-        except FormatError as error:  # It is no reason to say nothing of the others.
+        except FormatError as error:
             told[name] = {"error": str(error)}
             continue
-        told[name] = {key: found.get(key) for key in shown}
+        told[name] = found if keys is None else {key: found.get(key) for key in keys}
     return told
 
 
@@ -85,13 +90,15 @@ def checked(told: Any, name: str, where: str) -> Mapping[str, Any]:
             kind="version",
             hint="pip install -U actstore",
         )
-    ints = [*_list(told.get("layers")), *_list(told.get("rank")), told.get("dim"), told.get("n")]
-    good = all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ints)
-    same = len(_list(told.get("layers"))) == len(_list(told.get("rank"))) > 0
+    layers, rank = _list(told.get("layers")), _list(told.get("rank"))
+    ints = [*layers, *rank, told.get("dim"), told.get("n")]
+    good = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**63 for i in ints)
+    same = len(set(layers)) == len(layers) == len(rank) > 0 if good else False
     site = told.get("site")
-    if not (good and same and told.get("kind") in KINDS and (site is None or isinstance(site, str))):
+    named = isinstance(told.get("digest"), str) and (site is None or isinstance(site, str))
+    if not (good and same and named and told.get("kind") in KINDS):
         raise FormatError(f"{where}: whitener {name!r} is malformed", kind="metadata")
-    return told
+    return {**told, "site": site}
 
 
 def _list(value: object) -> list[Any]:
@@ -139,8 +146,8 @@ def norms_reader(
     for part in origin.snapshot.parts:
         start, end = end, end + part.rows.get(origin.axis, 0)
         if start < end:
-            array = _norms_array(part, origin.name, digest)
-            if array is None or array.shape[0] < (end - start) * n_layers:
+            array = _norms_array(part, origin.name, digest, (end - start) * n_layers)
+            if array is None:
                 return None
             pieces.append((start, end, array))
 
@@ -156,19 +163,25 @@ def norms_reader(
     return read
 
 
-def _norms_array(part: Part, site: str, digest: str) -> Any:
-    """Where a part keeps the norms of a site's rows."""
+def _norms_array(part: Part, site: str, digest: str, least: int) -> Any:
+    """Where a part keeps the norms of a site's rows, so many."""
     for name in _names(part.reader):
-        told, path = _told(part.reader, name), f"{FOLDER}/{name}/norm"
-        if told.get("digest") == digest and told.get("site") == site and path in part.reader.arrays:
+        path = f"{FOLDER}/{name}/norm"
+        try:
+            told = _told(part.reader, name)
+        except FormatError:  # It is none of this one's.
+            continue
+        if told["digest"] == digest and told["site"] == site and path in part.reader.arrays:
             array = part.reader.array(path)
-            if array.dtype == "float64":
+            if array.dtype == "float64" and array.shape[0] >= least:
                 return array
     return None
 
 
 def unfinished(parts: Sequence[Part]) -> list[str]:
-    """The whiteners of a store that lack norms of rows in a part."""
+    """The whiteners of a store that lack norms of rows in a part; those of a foreign Zarr group stay so."""
+    if any(part.foreign for part in parts):
+        return []
     return [name for name in names(parts) if any(_is_short(part, name) for part in parts)]
 
 
@@ -205,6 +218,8 @@ def write(
     """
     check_name(name, "whitener")
     told = json.loads(json.dumps({**saved.told, "version": VERSION}, allow_nan=False))
+    if len(set(told["layers"])) < len(told["layers"]):
+        raise InvalidInputError(f"whitener {name!r} has a layer twice: {told['layers']}")
     saved, site = replace(saved, told=told), told["site"]
     parts = [read_part(_native.Reader(path)) for path in find_parts(source)]
     for part in parts:
@@ -222,10 +237,10 @@ def write(
             )
         if name in _names(part.reader):
             theirs = _told(part.reader, name)
-            if theirs != told:
-                differ = ", ".join(key for key in told if theirs.get(key) != told[key]) or "something"
+            differ = [key for key in told if theirs.get(key) != told[key]]
+            if differ:
                 raise StorageError(
-                    f"{part.path} has another whitener {name!r}: they differ in {differ}",
+                    f"{part.path} has another whitener {name!r}: they differ in {', '.join(differ)}",
                     kind="exists",
                     hint="choose another name",
                 )
@@ -289,6 +304,8 @@ def _complete(
             if writer.append({path: np.ascontiguousarray(norms).ravel()}):
                 writer.commit(writer.state, threads)
     writer.commit(writer.state, threads)
+    if progress is not None:
+        progress(n_norms, n_norms)
     return n_norms
 
 

@@ -15,8 +15,8 @@ def add(commands: Commands) -> None:
         "export",
         help="write a store as safetensors files, one per layer",
         description="Write a store as a directory of safetensors files: SITE.LABEL.safetensors with the "
-        "tensor SITE.LABEL [rows, dim] for each layer, and columns.safetensors. 'actstore import' makes a "
-        "store of it again.",
+        "tensor SITE.LABEL [rows, dim] for each layer, columns.safetensors and, if there are any, "
+        "whiteners.safetensors. 'actstore import' makes a store of it again.",
     )
     parser.add_argument("store", help="a store, a folder of parts or a Zarr group")
     parser.add_argument("output", help="the directory to make")

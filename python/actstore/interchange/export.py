@@ -10,6 +10,7 @@ No site's file can be called so: a site's name is followed by a label.
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,6 @@ from ..layout import EXAMPLES
 from ..parts import STRINGS
 from ..store import Progress, Store
 from ..store import open as open_store
-from ..whiteners import Saved
 from .files import as_path, new_directory, storage_errors, sync_tree
 from .safetensors import TensorsWriter
 
@@ -46,7 +46,8 @@ def export(
 ) -> None:
     """Write a store as a directory of safetensors files, which `import_` makes a store of again.
 
-    Memory stays small whatever the store's size; `path` appears when it is complete.
+    Memory stays small whatever the store's size, but for one whitener at a time; `path` appears when it is
+    complete. Whiteners that this version cannot read are left out, with a warning.
 
     Parameters
     ----------
@@ -111,7 +112,7 @@ def export(
             },
             "axes": {axis: columns.dtypes for axis, columns in store.axes.items()},
             "examples": store.examples.dtypes,
-            "whiteners": {name: dict(saved.told) for name, saved in whitened.items()},
+            "whiteners": whitened,
         }
         with storage_errors(folder):
             with open(os.path.join(folder, MANIFEST), "x", encoding="utf-8") as file:
@@ -181,16 +182,14 @@ def _write_columns(store: Store, folder: str) -> None:
                 file.write(path, columns.read(name, start, min(start + BLOCK_BYTES // 8, columns.n_rows)))
 
 
-def _write_whiteners(store: Store, sites: Sequence[str], folder: str) -> dict[str, Saved]:
-    """Whiteners, which are small, at once; the norms of a site that is exported, where all are there, by
-    blocks."""
+def _write_whiteners(store: Store, sites: Sequence[str], folder: str) -> dict[str, Mapping[str, Any]]:
+    """Whiteners one by one; the norms of a site that is exported, where all are there, by blocks."""
     found = stored_whiteners(store)
     if not found:
         return {}
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     norms: dict[str, Any] = {}
-    for name, saved in found.items():
-        told = saved.told
+    for name, told in found.items():
         n_layers, dim, most = len(told["layers"]), told["dim"], max(told["rank"])
         shapes = {"mean": (n_layers, dim), "components": (n_layers, most, dim), "variance": (n_layers, most)}
         tensors |= {f"{name}/{array}": ("float64", shape) for array, shape in shapes.items()}
@@ -199,8 +198,8 @@ def _write_whiteners(store: Store, sites: Sequence[str], folder: str) -> dict[st
             norms[name] = read
             tensors[f"{name}/norm"] = "float64", (store[told["site"]].shape[0], n_layers)
     with TensorsWriter(os.path.join(folder, WHITENERS), tensors) as file:
-        for name, saved in found.items():
-            for array, values in saved.arrays.items():
+        for name in found:
+            for array, values in whiteners.read(store._snapshot.parts[0], name).arrays.items():
                 file.write(f"{name}/{array}", values)
         for name, read in norms.items():
             n_rows, n_layers = tensors[f"{name}/norm"][1]
@@ -210,12 +209,15 @@ def _write_whiteners(store: Store, sites: Sequence[str], folder: str) -> dict[st
     return found
 
 
-def stored_whiteners(store: Store) -> dict[str, Saved]:
-    """The whiteners of a store by name; none of a foreign Zarr group."""
-    parts = store._snapshot.parts
-    if any(part.foreign for part in parts):
-        return {}
-    return {name: whiteners.read(parts[0], name) for name in whiteners.names(parts)}
+def stored_whiteners(store: Store) -> dict[str, Mapping[str, Any]]:
+    """What the whiteners of a store say of themselves, by name; warns of those that cannot be read."""
+    found = {}
+    for name, told in whiteners.describe(store._snapshot.parts, keys=None).items():
+        if "error" in told:
+            warnings.warn(f"left out: {told['error']}", stacklevel=4)
+        else:
+            found[name] = told
+    return found
 
 
 def norms_of_site(store: Store, told: Mapping[str, Any]) -> Callable[[int, int], NDArray[np.float64]] | None:

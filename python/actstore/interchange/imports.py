@@ -48,9 +48,10 @@ def import_(
 ) -> None:
     """Make a store of a file or directory in another format.
 
-    Memory stays small whatever the size; `path` appears when the store is complete. Derived sites stay
-    derived when what they are made of is imported too, and not cast. Whiteners come along, unless `labels`
-    call their layers otherwise; where values are cast, the norms of whitened rows are computed anew.
+    Memory stays small whatever the size, but for one whitener at a time; `path` appears when the store is
+    complete. Derived sites stay derived when what they are made of is imported too, and not cast. Whiteners
+    come along, unless `labels` call layers otherwise or this version cannot read them; where values are cast,
+    the norms of whitened rows are computed anew.
 
     Parameters
     ----------
@@ -119,8 +120,9 @@ def import_(
             total = done + sum(later.values())
             for name, (derived, read) in found.derived.items():
                 write_copy(partial, name, replace(derived, codec=codec), read, threads)
-            for name, (saved, norms) in found.whiteners.items():
-                restore(partial, name, saved, norms, threads, _share_of(progress, done, later[name], total))
+            for name, whitened in found.whiteners.items():
+                step = _share_of(progress, done, later[name], total)
+                restore(partial, name, whitened.load(), whitened.told["site"], whitened.norms, threads, step)
                 done += later[name]
 
 
@@ -201,7 +203,8 @@ def _set_offsets(found: Source, offsets: Any, lengths: Any, source: str) -> None
     n_rows = found.rows[axes[0]]
     if not len(numbers) or numbers[0] != 0 or (np.diff(numbers) < 0).any() or numbers[-1] != n_rows:
         raise ShapeError(f"{what} do not rise from 0 to the {n_rows} rows of {source}")
-    found.offsets, found.ids, found.derived = {axes[0]: numbers}, None, {}
+    found.offsets, found.ids = {axes[0]: numbers}, None
+    found.drop_derived()
 
 
 def _count(found: Source) -> int:
@@ -276,11 +279,11 @@ def _copy(found: Source, writer: StoreWriter, n_examples: int, later: int, progr
 
 def _bytes_of_norms(found: Source, name: str) -> int:
     """Of the values that a whitener's norms have to be computed from."""
-    saved, norms = found.whiteners[name]
-    site = saved.told["site"]
-    if norms is not None or site is None:
+    whitened = found.whiteners[name]
+    told = whitened.told
+    if whitened.norms is not None or told["site"] is None:
         return 0
-    return found.rows_of(site) * len(saved.told["layers"]) * int(saved.told["dim"]) * 4
+    return found.rows_of(told["site"]) * len(told["layers"]) * int(told["dim"]) * 4
 
 
 def _share_of(progress: Progress | None, before: int, share: int, total: int) -> Progress | None:

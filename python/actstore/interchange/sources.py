@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from .. import whiteners
 from ..arrays import COLUMN_DTYPES, FLOAT_DTYPES, SITE_DTYPES
 from ..errors import FormatError, InvalidInputError, NotFoundError
-from ..layout import EXAMPLES, TOKENS, Derived, parse_derived
+from ..layout import EXAMPLES, TOKENS, Derived, name_problem, parse_derived
 from ..parts import STRINGS
 from ..site_spec import SiteSpec
 from ..store import Store
@@ -50,8 +51,8 @@ class Source:
         int64 ``[n_examples + 1]`` of each axis; None where the file does not say.
     derived : dict of str to (Derived, callable)
         Sites that stay derived, for what they are made of comes along as it is.
-    whiteners : dict of str to (Saved, callable or None)
-        Whiteners, and the norms of their sites' rows if they are known and stay.
+    whiteners : dict of str to Whitened
+        Whiteners, in their order.
     """
 
     specs: dict[str, SiteSpec]
@@ -63,11 +64,31 @@ class Source:
     token_columns: dict[str, dict[str, Read]] = field(default_factory=dict)
     example_columns: dict[str, Sequence[Any] | NDArray[Any]] = field(default_factory=dict)
     derived: dict[str, tuple[Derived, Read]] = field(default_factory=dict)
-    whiteners: dict[str, tuple[Saved, Read | None]] = field(default_factory=dict)
+    whiteners: dict[str, "Whitened"] = field(default_factory=dict)
 
     def rows_of(self, site: str) -> int:
         """Rows of a site, derived or not."""
         return self.rows[self.specs[site].axis] if site in self.specs else self.derived[site][0].rows
+
+    def drop_derived(self) -> None:
+        """Leave derived sites out, and the norms of their rows."""
+        self.derived = {}
+        for name, whitened in self.whiteners.items():
+            self.whiteners[name] = whitened.among(list(self.specs))
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """A whitener: its attributes, how to read it, and the norms of its site's rows if they are known and
+    stay."""
+
+    told: Mapping[str, Any]
+    load: Callable[[], Saved]
+    norms: Read | None = None
+
+    def among(self, sites: Sequence[str]) -> "Whitened":
+        """The same where there are these sites only: it keeps no norms of another's rows."""
+        return self if self.told["site"] in sites else Whitened({**self.told, "site": None}, self.load)
 
 
 def site_spec(
@@ -115,11 +136,13 @@ def from_store(
     kept = {spec.axis for spec in specs.values()} - {EXAMPLES}
     axes = {axis: columns for axis, columns in store.axes.items() if axis in kept}
     columns = store.examples
-    whitened: dict[str, tuple[Saved, Read | None]] = {}
-    for name, saved in stored_whiteners(store).items() if labels is None else ():
-        here = _of_sites(saved, names)
-        stays = here.told["site"] is not None and to is None
-        whitened[name] = here, norms_of_site(store, here.told) if stays else None
+    whitened: dict[str, Whitened] = {}
+    renamed = labels is not None and any(list(labels) != store[name].layers for name in names)
+    for name, told in ({} if renamed else stored_whiteners(store)).items():
+        site = told["site"]
+        stays = site in names and to in (None, store[site].dtype.name)
+        load = partial(whiteners.read, store._snapshot.parts[0], name)
+        whitened[name] = Whitened(told, load, norms_of_site(store, told) if stays else None).among(names)
     return Source(
         specs,
         read,
@@ -136,11 +159,6 @@ def from_store(
         derived,
         whitened,
     )
-
-
-def _of_sites(saved: Saved, names: Sequence[str]) -> Saved:
-    """A whitener among these sites only: it keeps no norms of another's rows."""
-    return saved if saved.told["site"] in names else replace(saved, told={**saved.told, "site": None})
 
 
 def _site_reader(store: Store, name: str) -> Read:
@@ -293,34 +311,46 @@ def _from_manifest(folder: str, manifest: Any, sites: Sequence[str] | None, to: 
             source.ids = texts
         else:
             source.example_columns[name] = texts
-    known = [name for name in manifest["sites"] if name in source.specs or name in source.derived]
-    source.whiteners = _exported_whiteners(folder, manifest, source, known, to)
+    source.whiteners = _exported_whiteners(folder, manifest, source, to)
     return source
 
 
-def _exported_whiteners(
-    folder: str, manifest: Any, source: Source, sites: Sequence[str], to: str | None
-) -> dict[str, tuple[Saved, Read | None]]:
-    told = manifest.get("whiteners", {})  # which exports of old do not have
-    if not told:
-        return {}
+def _exported_whiteners(folder: str, manifest: Any, source: Source, to: str | None) -> dict[str, Whitened]:
+    found: dict[str, Whitened] = {}
+    if not manifest.get("whiteners"):  # Exports of old do not say.
+        return found
     file = TensorsReader(os.path.join(folder, WHITENERS))
-    found: dict[str, tuple[Saved, Read | None]] = {}
-    for name, own in told.items():
-        arrays = {}
+    for name, own in manifest["whiteners"].items():
+        told = whiteners.checked(own, name, folder)
+        site, n_layers = told["site"], len(told["layers"])
         for array in whiteners.ARRAYS:
             dtype, shape = file.tensors.get(f"{name}/{array}", ("nothing", ()))
             if dtype != "float64" or not shape:
                 raise FormatError(
                     f"{file.path} holds {dtype} {list(shape)} as '{name}/{array}'", kind="metadata"
                 )
-            arrays[array] = file.read(f"{name}/{array}", 0, shape[0]).ravel()
-        saved = _of_sites(Saved(whiteners.checked(own, name, folder), arrays), sites)
-        site, norms = saved.told["site"], None
-        if site is not None and to is None and f"{name}/norm" in file.tensors:
-            norms = _norms_reader(file, f"{name}/norm", (source.rows_of(site), len(own["layers"])))
-        found[name] = saved, norms
+        norms = None
+        if site in source.specs or site in source.derived:
+            entry = manifest["sites"][site]
+            if (
+                name_problem(name)
+                or not set(told["layers"]) <= set(entry["labels"])
+                or told["dim"] != entry["dim"]
+            ):
+                raise FormatError(f"{folder}: whitener {name!r} is none of {site!r}", kind="metadata")
+            if to in (None, entry["dtype"]) and f"{name}/norm" in file.tensors:
+                norms = _norms_reader(file, f"{name}/norm", (source.rows_of(site), n_layers))
+        whitened = Whitened(told, partial(_exported_whitener, file, name, told), norms)
+        found[name] = whitened.among([*source.specs, *source.derived])
     return found
+
+
+def _exported_whitener(file: TensorsReader, name: str, told: Mapping[str, Any]) -> Saved:
+    arrays = {}
+    for array in whiteners.ARRAYS:
+        tensor = f"{name}/{array}"
+        arrays[array] = file.read(tensor, 0, file.tensors[tensor][1][0]).ravel()
+    return Saved(told, arrays)
 
 
 def _norms_reader(file: TensorsReader, tensor: str, expected: tuple[int, int]) -> Read:

@@ -267,7 +267,7 @@ fn one_panel(rows: &[f32], dim: usize, packed: &[f32], out: &mut [f32], coming: 
 /// Fetches floats from memory while other work is done.
 ///
 /// A prefetch of a page whose address is not in the translation buffers comes late (on a virtual machine,
-/// where translating is slow). So the first line of each page is prefetched well before the others. (Loads
+/// where translating is slow). So one line of each page is prefetched well before the others. (Loads
 /// in its place hold the processor up: what follows can't retire before they have come from memory.)
 pub struct Fetch<'a> {
     floats: &'a [f32],
@@ -299,7 +299,7 @@ impl<'a> Fetch<'a> {
         self.floats.is_empty()
     }
 
-    /// Prefetches the first line of each page of the next `n` floats.
+    /// Prefetches a line of each page of the next `n` floats.
     #[inline]
     #[target_feature(enable = "avx2")]
     pub fn announce(&mut self, n: usize) {

@@ -267,6 +267,7 @@ impl Pass<'_> {
             if panel >= first.end && (panel - first.start).is_multiple_of(2) {
                 tile.multiply(rows, queries, panel..panels.end.min(panel + 2), &[], scores);
             }
+            tile.add_up(queries, panel, scores);
             tile.compare(queries, panel, |j| self.thresholds[j].get(), scores);
             for i in 0..rows[0].len() / dim {
                 let mut mask = tile.mask(i);

@@ -165,14 +165,13 @@ impl Tile {
         }
     }
 
-    /// Finds the rows that may be hits of queries of the panel: those
+    /// Finds the rows that may be hits of queries of the panel, whose products were added up: those
     /// whose bound reaches what `reached` gives for a query.
     pub fn compare(&mut self, queries: &Prepared<'_>, panel: usize, reached: impl Fn(usize) -> f32, scores: &Scores) {
         self.masks.clear();
         self.masks.resize(self.n, 0);
         // Slots of the last panel that no query has.
         let taken = (1u32 << (queries.n - panel * WIDE).min(WIDE)) - 1;
-        self.add_up(queries, panel, scores);
         for (b, ballot) in queries.ballots.iter().enumerate() {
             let base = std::array::from_fn(|slot| match panel * WIDE + slot {
                 j if j < queries.n => ballot.base(j, reached(j)),
