@@ -82,7 +82,9 @@ def test_whiteners_come_along(memory_path: Path, parts: int, monkeypatch: pytest
     assert len(actstore.open(memory_path / "v").whiteners) == 0
 
 
-def test_what_cannot_be_read_is_left_out(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_is_left_out(
+    memory_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
     rows = np.random.default_rng(0).normal(size=(9, 1, 4)).astype(np.float32)
     with actstore.create(memory_path / "x", {"r": actstore.SiteSpec(1, 4, "float32")}) as w:
         w.append({"r": rows}, [9])
@@ -90,13 +92,15 @@ def test_what_cannot_be_read_is_left_out(memory_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(whiteners, "VERSION", 2)
     actstore.Whitener.fit(rows).save(memory_path / "x", "later", "r")
     monkeypatch.undo()
-    with pytest.warns(UserWarning, match="left out: .*whitener 'later' is of version 2"):
+    with pytest.warns(actstore.ActstoreWarning, match="left out: .*whitener 'later' is of version 2"):
         actstore.export(memory_path / "x", memory_path / "e")
     actstore.import_(memory_path / "e", memory_path / "y")
-    with pytest.warns(UserWarning, match="left out: .*whitener 'later' is of version 2"):
+    with pytest.warns(actstore.ActstoreWarning, match="left out: .*whitener 'later' is of version 2"):
         actstore.import_(memory_path / "x", memory_path / "z")
     for name in "yz":
         assert list(actstore.open(memory_path / name).whiteners) == ["white"]
+    status, _, err = run("export", memory_path / "x", memory_path / "e", "--overwrite")
+    assert (status, err.count("warning: left out: ")) == (0, 1)
 
 
 def test_labels_and_dtypes_that_are_no_others(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +120,7 @@ def test_a_foreign_group_may_hold_something_of_the_name(memory_path: Path) -> No
     group.create_array("r", data=np.ones((5, 2, 4), np.float32), chunks=(5, 1, 4))
     group.create_array("whiteners/white/mean", data=np.ones(4))
     assert actstore.update(memory_path / "z") == []
-    with pytest.warns(UserWarning, match="whitener 'white' does not say what it is"):
+    with pytest.warns(actstore.ActstoreWarning, match="whitener 'white' does not say what it is"):
         actstore.import_(memory_path / "z", memory_path / "y")
     assert actstore.open(memory_path / "y")["r"].shape == (5, 2, 4)
 

@@ -13,6 +13,7 @@ from .compact import Compaction, compact
 from .create import append, create
 from .errors import (
     ActstoreError,
+    ActstoreWarning,
     FormatError,
     InvalidInputError,
     NotFoundError,
@@ -42,6 +43,7 @@ zarr_hook.install()
 
 __all__ = [
     "ActstoreError",
+    "ActstoreWarning",
     "Block",
     "CaptureWarning",
     "Certificate",

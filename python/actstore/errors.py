@@ -97,3 +97,7 @@ KINDS: dict[str, type[ActstoreError]] = {
     "singular": NumericalError,
 }
 """Every kind and its class; the native core uses the same."""
+
+
+class ActstoreWarning(UserWarning):
+    """The root of all warnings of actstore: something that one should know, of what was done all the same."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..arrays import human_bytes
-from ..errors import InvalidInputError, StorageError
+from ..errors import ActstoreWarning, InvalidInputError, StorageError
 from ..parts import as_path
 from ..selection import is_int
 from ..store import Store
@@ -31,7 +31,7 @@ _LOOK = 16
 """Of these, what a model is looked at with."""
 
 
-class CaptureWarning(UserWarning):
+class CaptureWarning(ActstoreWarning):
     """Something about captured activations that one should know: inputs that were cut, NaN, infinities."""
 
 

@@ -1,15 +1,12 @@
 """What ``dump`` and ``plan`` have in common: their arguments, the model, the texts."""
 
 import argparse
-import contextlib
 import itertools
 import math
 import os
 import re
-import sys
-import warnings
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidInputError
 from ..pool import KINDS, ON_EMPTY
@@ -202,30 +199,6 @@ def _template(chat: str | bool | None) -> str | bool | None:
             except UnicodeDecodeError as error:
                 raise InvalidInputError(f"--chat: {chat} is not utf-8: {error.reason}") from error
     return chat
-
-
-@contextlib.contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Warnings of ours are a line on stderr, those of libraries nothing."""
-
-    from ..capture import CaptureWarning
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if sys.stderr is not None:
-            print(f"warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", CaptureWarning)
-        warnings.showwarning = show
-        yield
 
 
 def _names(text: str) -> list[str]:

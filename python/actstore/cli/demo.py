@@ -15,11 +15,10 @@ from ..errors import InvalidInputError, NotFoundError
 from ..layout import EXAMPLES
 from ..store import Store
 from ..store import open as open_store
-from .capturing import plain_warnings
 from .docstrings import docstrings
 from .found import Found, found_hits, hit_lines
 from .options import Commands, add_json, positive
-from .output import print_json, table, unicode_output, width_of_terminal
+from .output import plain_warnings, print_json, table, unicode_output, width_of_terminal
 from .picture import levels
 from .query import embedded, place_to_look, without_noise
 

@@ -13,10 +13,10 @@ from ..errors import ActstoreError
 from ..store import Store
 from ..store import open as open_store
 from ..summary import Summary
-from .capturing import add_arguments, given_texts, keywords, load_model, plain_warnings
+from .capturing import add_arguments, given_texts, keywords, load_model
 from .info import label_runs
 from .options import Commands, wrong_usage
-from .output import print_json, table
+from .output import plain_warnings, print_json, table
 
 
 def add(commands: Commands) -> None:

@@ -6,7 +6,7 @@ import os
 from ..arrays import human_bytes
 from ..interchange import export
 from .options import Commands, add_json, add_threads
-from .output import Bar, print_json
+from .output import Bar, plain_warnings, print_json
 
 
 def add(commands: Commands) -> None:
@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    with Bar("export") as bar:
+    with plain_warnings(), Bar("export") as bar:
         export(
             args.store,
             args.output,

@@ -7,7 +7,7 @@ from ..errors import InvalidInputError, NotFoundError
 from ..interchange import import_
 from ..store import open as open_store
 from .options import Commands, add_json, add_threads
-from .output import Bar, print_json
+from .output import Bar, plain_warnings, print_json
 
 
 def add(commands: Commands) -> None:
@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    with Bar("import") as bar:
+    with plain_warnings(), Bar("import") as bar:
         import_(
             args.source,
             args.store,

@@ -1,20 +1,45 @@
 """Results on stdout, progress on stderr."""
 
+import contextlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from ..arrays import human_bytes
+from ..errors import ActstoreWarning
 
 
 def print_json(result: Any) -> None:
     """One JSON object, on one line; in ASCII where the output cannot take more."""
     encoding = getattr(sys.stdout, "encoding", None) or ""
     print(json.dumps(result, ensure_ascii=not encoding.lower().startswith("utf")))
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings of ours are a line on stderr, those of libraries nothing."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if sys.stderr is not None:
+            print(f"warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ActstoreWarning)
+        warnings.showwarning = show
+        yield
 
 
 def width_of_terminal() -> int:

@@ -3,10 +3,10 @@
 import argparse
 
 from ..arrays import human_bytes
-from .capturing import add_arguments, given_texts, keywords, load_model, plain_warnings
+from .capturing import add_arguments, given_texts, keywords, load_model
 from .dump import list_sites
 from .options import Commands, wrong_usage
-from .output import print_json
+from .output import plain_warnings, print_json
 
 
 def add(commands: Commands) -> None:

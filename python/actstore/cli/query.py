@@ -18,13 +18,12 @@ from ..site import Site
 from ..store import Store
 from ..store import open as open_store
 from ..whiten import Whitener
-from .capturing import plain_warnings
 from .examples import example_number
 from .explained import of_maxsim, of_search, token_ids
 from .found import Found, found_hits, hit_lines
 from .matrix import Matrix
 from .options import Commands, add_json, add_layers, add_threads, natural, only_site, positive, wrong_usage
-from .output import Bar, print_json, unicode_output, width_of_terminal
+from .output import Bar, plain_warnings, print_json, unicode_output, width_of_terminal
 
 METRICS = ("cos", "dot", "l2")
 

@@ -9,9 +9,8 @@ from ..errors import FormatError
 from ..report import Damage, Report
 from ..store import Store
 from ..store import open as open_store
-from .capturing import plain_warnings
 from .options import Commands, add_json, add_threads, natural, positive
-from .output import Bar, print_json, table
+from .output import Bar, plain_warnings, print_json, table
 
 if TYPE_CHECKING:
     from ..capture import Recomputed

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .. import whiteners
 from ..columns import Columns
-from ..errors import InvalidInputError, NotFoundError, StorageError
+from ..errors import ActstoreWarning, InvalidInputError, NotFoundError, StorageError
 from ..incoming import pack_strings
 from ..layout import EXAMPLES
 from ..parts import STRINGS
@@ -214,7 +214,7 @@ def stored_whiteners(store: Store) -> dict[str, Mapping[str, Any]]:
     found = {}
     for name, told in whiteners.describe(store._snapshot.parts, keys=None).items():
         if "error" in told:
-            warnings.warn(f"left out: {told['error']}", stacklevel=4)
+            warnings.warn(f"left out: {told['error']}", ActstoreWarning, stacklevel=4)
         else:
             found[name] = told
     return found
