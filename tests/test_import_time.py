@@ -2,6 +2,7 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -79,8 +80,7 @@ def test_opening_and_reading_import_nothing_heavy(tmp_path: object) -> None:
 def test_how_long_it_takes(tmp_path: Path) -> None:
     """Under 150 ms beyond numpy and ml_dtypes, once Python has compiled it, as an installer does.
 
-    The time is this thread's own, the least of seven: the threads that numpy starts and what else the
-    machine does are not the import's.
+    The time is this thread's own: the threads that numpy starts are not the import's.
     """
     code = """
         import json, time
@@ -92,4 +92,5 @@ def test_how_long_it_takes(tmp_path: Path) -> None:
     run(code, bytecode=tmp_path)
     assert any(tmp_path.rglob("store.*.pyc")), "no bytecode was kept: compiling it would be timed"
     times = [run(code, bytecode=tmp_path) for _ in range(7)]
-    assert min(times) < 0.150  # type: ignore[type-var]
+    assert all(isinstance(seconds, float) for seconds in times)
+    assert statistics.median(times) < 0.150  # type: ignore[type-var]

@@ -152,6 +152,7 @@ WRONG = [
     "twice",
     "layers",
     "variance",
+    "name",
 ]
 
 
@@ -178,6 +179,9 @@ def test_exported_whiteners_that_are_damaged(memory_path: Path, what: str) -> No
         told["layers"] = [8]
     elif what == "variance":
         tensors["white/variance"] *= 2
+    elif what == "name":
+        manifest["whiteners"] = {"a/b": told}
+        tensors = {name.replace("white/", "a/b/"): tensor for name, tensor in tensors.items()}
     elif what == "negative":
         tensors["white/norm"][3] = -1
     elif what == "shape":

@@ -67,8 +67,7 @@ def update(
     whitened = None if names is None else [name for name in names if name.startswith(_WHITENERS)]
     sites = None if names is None else [name for name in names if not name.startswith(_WHITENERS)]
     with open_store(path) as store:
-        to_norm = _without_norms(store, whitened)
-        site_of = {name: _site_of(store, name) for name in to_norm}
+        site_of = _without_norms(store, whitened)
         stand_on = [site for site in site_of.values() if site in store._snapshot.derived]
         short = unfinished(store, sites if sites is None else sites + stand_on)
         for name in short:
@@ -83,28 +82,22 @@ def update(
                 threads=threads,
                 progress=progress,
             )
-        for name in to_norm:
+        for name, site in site_of.items():
             own = name.removeprefix(_WHITENERS)
-            store.whiteners[own].save(path, own, site_of[name], threads=threads, progress=progress)
-    return short + to_norm
+            store.whiteners[own].save(path, own, site, threads=threads, progress=progress)
+    return [*short, *site_of]
 
 
-def _site_of(store: Store, name: str) -> str:
-    """Whose rows a whitener has norms of."""
-    told = whiteners.describe(store._snapshot.parts)[name.removeprefix(_WHITENERS)]
-    return str(told["site"])
-
-
-def _without_norms(store: Store, names: Sequence[str] | None) -> list[str]:
-    """Whiteners, as `update` calls them, of those named or of all, that lack norms."""
+def _without_norms(store: Store, names: Sequence[str] | None) -> dict[str, str]:
+    """Whiteners, as `update` calls them, of those named or of all, that lack norms, and whose."""
     there = [_WHITENERS + name for name in store.whiteners]
     for name in names or ():
         if name not in there:
             raise NotFoundError(
                 f"{store._snapshot.name} has no whitener {name!r}, it has: {', '.join(there) or 'none'}"
             )
-    short = {_WHITENERS + name for name in whiteners.unfinished(store._snapshot.parts)}
-    return [name for name in (there if names is None else dict.fromkeys(names)) if name in short]
+    short = {_WHITENERS + name: site for name, site in whiteners.unfinished(store._snapshot.parts).items()}
+    return {name: short[name] for name in (there if names is None else names) if name in short}
 
 
 def unfinished(store: Store, names: Sequence[str] | None = None) -> list[str]:

@@ -68,6 +68,15 @@ def _names(reader: _native.Reader) -> list[str]:
     return [path[1] for path in paths if len(path) == 3 and path[0] == FOLDER and path[2] == "mean"]
 
 
+def _readable(part: Part) -> dict[str, Mapping[str, Any]]:
+    """What those whiteners of a part say of themselves that can be read; the others are in nobody's way."""
+    told = {}
+    for name in _names(part.reader):
+        with contextlib.suppress(FormatError):
+            told[name] = _told(part.reader, name)
+    return told
+
+
 def _told(reader: _native.Reader, name: str) -> Mapping[str, Any]:
     root = json.loads(reader.array(f"{FOLDER}/{name}/mean").attributes)
     own = root.get("actstore") if isinstance(root, dict) else None
@@ -165,12 +174,8 @@ def norms_reader(
 
 def _norms_array(part: Part, site: str, digest: str, least: int) -> Any:
     """Where a part keeps the norms of a site's rows, so many."""
-    for name in _names(part.reader):
+    for name, told in _readable(part).items():
         path = f"{FOLDER}/{name}/norm"
-        try:
-            told = _told(part.reader, name)
-        except FormatError:  # It is none of this one's.
-            continue
         if told["digest"] == digest and told["site"] == site and path in part.reader.arrays:
             array = part.reader.array(path)
             if array.dtype == "float64" and array.shape[0] >= least:
@@ -178,24 +183,22 @@ def _norms_array(part: Part, site: str, digest: str, least: int) -> Any:
     return None
 
 
-def unfinished(parts: Sequence[Part]) -> list[str]:
-    """The whiteners of a store that lack norms of rows in a part; those of a foreign Zarr group stay so."""
-    if any(part.foreign for part in parts):
-        return []
-    return [name for name in names(parts) if any(_is_short(part, name) for part in parts)]
+def unfinished(parts: Sequence[Part]) -> dict[str, str]:
+    """The whiteners that lack norms of rows in a part, and whose rows; none of a foreign Zarr group."""
+    if not parts or any(part.foreign for part in parts):
+        return {}
+    told = {name: own for name, own in _readable(parts[0]).items() if own["site"] is not None}
+    return {
+        name: told[name]["site"]
+        for name in names(parts)
+        if name in told and any(_is_short(part, name, told[name]) for part in parts)
+    }
 
 
-def _is_short(part: Part, name: str) -> bool:
+def _is_short(part: Part, name: str, told: Mapping[str, Any]) -> bool:
     path = f"{FOLDER}/{name}/norm"
-    try:
-        told = _told(part.reader, name)
-    except FormatError:  # Nothing could be added to it.
-        return False
-    if told.get("site") is None:
-        return False
-    rows = part.rows.get(_axis(part, told["site"]), 0)
     n_norms = part.reader.array(path).shape[0] if path in part.reader.arrays else 0
-    return n_norms < rows * len(told["layers"])
+    return n_norms < part.rows.get(_axis(part, told["site"]), 0) * len(told["layers"])
 
 
 def write(

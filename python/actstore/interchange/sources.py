@@ -79,12 +79,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Whitened:
-    """A whitener: its attributes, how to read it, and the norms of its site's rows if they are known and
-    stay."""
+    """A whitener that comes along."""
 
     told: Mapping[str, Any]
     load: Callable[[], Saved]
     norms: Read | None = None
+    """Those of its site's rows, if they are known and stay."""
 
     def among(self, sites: Sequence[str]) -> "Whitened":
         """The same where there are these sites only: it keeps no norms of another's rows."""
@@ -323,6 +323,8 @@ def _exported_whiteners(folder: str, manifest: Any, source: Source, to: str | No
     for name, own in manifest["whiteners"].items():
         told = whiteners.checked(own, name, folder)
         site, n_layers = told["site"], len(told["layers"])
+        if name_problem(name) is not None:
+            raise FormatError(f"{folder}: a whitener's name {name_problem(name)}", kind="metadata")
         for array in whiteners.ARRAYS:
             dtype, shape = file.tensors.get(f"{name}/{array}", ("nothing", ()))
             if dtype != "float64" or not shape:
@@ -332,11 +334,7 @@ def _exported_whiteners(folder: str, manifest: Any, source: Source, to: str | No
         norms = None
         if site in source.specs or site in source.derived:
             entry = manifest["sites"][site]
-            if (
-                name_problem(name)
-                or not set(told["layers"]) <= set(entry["labels"])
-                or told["dim"] != entry["dim"]
-            ):
+            if not set(told["layers"]) <= set(entry["labels"]) or told["dim"] != entry["dim"]:
                 raise FormatError(f"{folder}: whitener {name!r} is none of {site!r}", kind="metadata")
             if to in (None, entry["dtype"]) and f"{name}/norm" in file.tensors:
                 norms = _norms_reader(file, f"{name}/norm", (source.rows_of(site), n_layers))
