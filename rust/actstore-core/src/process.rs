@@ -68,6 +68,11 @@ pub fn pool(threads: usize) -> Result<Arc<ThreadPool>> {
     Ok(pool)
 }
 
+/// Whether this thread is one of a pool's. It must not wait for what another thread does in the pool.
+pub fn in_pool() -> bool {
+    rayon::current_thread_index().is_some()
+}
+
 /// One call's threads, its wish to stop, and how far it has come.
 #[derive(Clone, Default)]
 pub struct Task {

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use actstore_core::format::zarr::ArraySpec;
 use actstore_core::store;
-use actstore_core::{Error, Kind, Task};
+use actstore_core::{Error, Kind, Task, process};
 use numpy::{PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use serde_json::Value;
@@ -34,14 +34,16 @@ impl Writer {
         attributes: &str,
         arrays: &str,
         state: &str,
-        overwrite: bool,
+        overwrite: &str,
         threads: Threads,
     ) -> PyResult<Self> {
         let attributes: Value = parse(py, "attributes", attributes)?;
         let arrays: Vec<ArraySpec> = parse(py, "arrays", arrays)?;
         let state: Value = parse(py, "state", state)?;
-        let made =
-            enter_briefly(py, || store::Writer::create(&path, attributes, &arrays, state, overwrite, threads.0))?;
+        let made = enter_briefly(py, || {
+            let overwrite = store::Overwrite::parse(overwrite)?;
+            store::Writer::create(&path, attributes, &arrays, state, overwrite, threads.0)
+        })?;
         Ok(Writer { path, open: Mutex::new(Some(made)) })
     }
 
@@ -145,6 +147,11 @@ impl Writer {
             }
             if self.open.is_poisoned() {
                 break self.lock();
+            }
+            if process::in_pool() {
+                // A reducer written in Python: the thread that has the writer may wait for this one's pool.
+                let message = format!("another thread uses the writer of {}", self.path.display());
+                return Err(raise(py, &Error::new(Kind::Locked, message)));
             }
             py.detach(|| std::thread::sleep(std::time::Duration::from_millis(1)));
             py.check_signals()?;

@@ -68,8 +68,20 @@ impl Names<'_> {
     }
 }
 
+/// Rows between means that are multiplied together.
+const WORTH: usize = 64;
+
+/// By group, the rows between means that wait.
+type Between = BTreeMap<usize, Vec<f64>>;
+
+/// What is multiplied next: a piece, by its group of blocks and its number there; or rows between means.
+enum Step {
+    Piece(usize, usize),
+    Between(usize, Vec<f64>),
+}
+
 /// The moments so far.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Sums {
     /// Rows of each group.
     pub n: Vec<u64>,
@@ -86,7 +98,7 @@ pub struct Covariance<'a> {
     names: Names<'a>,
     dim: usize,
     row: &'a (dyn Fn(usize) -> usize + Sync),
-    sums: Mutex<Sums>,
+    sums: Mutex<(Sums, Between)>,
     means: Mutex<Mean>,
     /// Rows of a layer that are not finite: how many, and the first.
     wrong: Mutex<(usize, usize)>,
@@ -136,13 +148,13 @@ impl<'a> Covariance<'a> {
         let sums = Sums { n: vec![0; n_groups], mean: Vec::new(), second: vec![0.0; second] };
         let wrong = Mutex::new((0, usize::MAX));
         let means = Mutex::new(Mean::new(each));
-        let (sums, spare) = (Mutex::new(sums), Mutex::default());
+        let (sums, spare) = (Mutex::new((sums, Between::new())), Mutex::default());
         Ok(Covariance { kind, groups, names, dim, row, sums, means, wrong, spare })
     }
 
     /// What was summed.
     pub fn into_sums(self) -> Sums {
-        let mut sums = self.sums.into_inner().expect("no panic while held");
+        let (mut sums, _) = self.sums.into_inner().expect("no panic while held");
         sums.mean = self.means.into_inner().expect("no panic while held").whole();
         sums
     }
@@ -182,12 +194,23 @@ impl<'a> Covariance<'a> {
         }
     }
 
-    /// Merges means, and gives the row that each piece adds to the products of its group.
-    fn merge(&self, sums: &mut Sums, layer: usize, packed: &[Ready]) -> BTreeMap<usize, Vec<f64>> {
+    /// Lends out what was summed. No lock is held meanwhile, for the work is for all threads.
+    fn with_sums(&self, work: impl FnOnce(&mut Sums, &mut Between)) {
+        let (mut sums, mut between) = std::mem::take(&mut *self.sums.lock().expect("no panic while held"));
+        work(&mut sums, &mut between);
+        *self.sums.lock().expect("no panic while held") = (sums, between);
+    }
+
+    /// Merges means and the sums of squares; what is to be multiplied then, in order.
+    ///
+    /// Each piece adds a row to the products of its group, for how far its mean is from that of the rows before.
+    /// Such rows wait until they are worth a pass over the matrix. How long is a matter of the pieces alone: with
+    /// the windows, which are cut by the threads, results would depend on these.
+    fn merge(&self, sums: &mut Sums, between: &mut Between, layer: usize, packed: &[Ready]) -> Vec<Step> {
         let (dim, n_groups) = (self.dim, sums.n.len());
         let mut means = self.means.lock().expect("no panic while held");
-        let mut between: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-        for packed in packed {
+        let mut steps = Vec::new();
+        for (number, packed) in packed.iter().enumerate() {
             for (i, piece) in packed.pieces.iter().enumerate() {
                 let at = layer * n_groups + piece.group;
                 let before = sums.n[piece.group] as usize;
@@ -196,43 +219,65 @@ impl<'a> Covariance<'a> {
                     let second = sums.second[at * dim..(at + 1) * dim].iter_mut();
                     let own = &packed.squares[piece.at..piece.at + dim];
                     second.zip(own).zip(away).for_each(|((sum, own), away)| *sum += own + away * away);
-                } else if before == 0 {
-                    away.for_each(drop);
                 } else {
-                    between.entry(piece.group).or_default().extend(away);
+                    if piece.rows > 1 {
+                        steps.push(Step::Piece(number, i));
+                    }
+                    if before == 0 {
+                        away.for_each(drop);
+                    } else {
+                        let rows = between.entry(piece.group).or_default();
+                        rows.extend(away);
+                        if rows.len() >= WORTH * dim {
+                            steps.push(Step::Between(piece.group, std::mem::take(rows)));
+                        }
+                    }
                 }
                 sums.n[piece.group] += piece.rows as u64;
             }
         }
-        between
+        steps
     }
 
-    /// Adds the products of a window's pieces.
-    fn multiply<T: Panel>(
+    /// Adds products to a layer's matrices.
+    fn multiply(&self, second: &mut [f64], layer: usize, packed: &[Ready], steps: &[Step]) {
+        match self.kind {
+            Kind::Diagonal => {}
+            Kind::Full64 => self.multiply_as(second, layer, packed, steps, |packed| &packed.panels64),
+            Kind::Full32 => self.multiply_as(second, layer, packed, steps, |packed| &packed.panels32),
+        }
+    }
+
+    fn multiply_as<T: Panel>(
         &self,
         second: &mut [f64],
+        layer: usize,
         packed: &[Ready],
-        between: &BTreeMap<usize, Vec<f64>>,
+        steps: &[Step],
         panels: impl Fn(&Ready) -> &Packed<T>,
     ) {
         let dim = self.dim;
-        let mut extra: BTreeMap<usize, Vec<T>> = BTreeMap::new();
-        for (group, rows) in between {
-            extra.insert(*group, pack_wide(rows, dim));
+        let pack = |step: &Step| match step {
+            Step::Between(_, rows) => pack_wide(rows, dim),
+            Step::Piece(..) => Vec::new(),
+        };
+        let extra: Vec<Vec<T>> = steps.iter().map(pack).collect();
+        let mut of_groups: BTreeMap<usize, Vec<(usize, &[T])>> = BTreeMap::new();
+        for (step, extra) in steps.iter().zip(&extra) {
+            let (group, rows, own) = match step {
+                Step::Between(group, rows) => (*group, rows.len() / dim, &extra[..]),
+                Step::Piece(number, i) => {
+                    let (packed, piece) = (&packed[*number], packed[*number].pieces[*i]);
+                    (piece.group, piece.rows, panels(packed).get(piece.at, piece.rows, dim))
+                }
+            };
+            of_groups.entry(group).or_default().push((rows, own));
         }
-        let mut pieces: BTreeMap<usize, Vec<(usize, &[T])>> = BTreeMap::new();
-        for packed in packed {
-            for piece in packed.pieces.iter().filter(|piece| piece.rows > 1) {
-                let own = panels(packed).get(piece.at, piece.rows, dim);
-                pieces.entry(piece.group).or_default().push((piece.rows, own));
-            }
-        }
-        for (group, panels) in &extra {
-            pieces.entry(*group).or_default().push((between[group].len() / dim, panels));
-        }
+        let each = self.groups.map_or(1, |groups| groups.n) * dim * dim;
+        let matrices = second[layer * each..(layer + 1) * each].chunks_exact_mut(dim * dim);
         let mut work = Vec::new();
-        for (group, matrix) in second.chunks_exact_mut(dim * dim).enumerate() {
-            if let Some(pieces) = pieces.get(&group) {
+        for (group, matrix) in matrices.enumerate() {
+            if let Some(pieces) = of_groups.get(&group) {
                 let threads = rayon::current_num_threads();
                 work.extend(parts::<T>(matrix, [dim, dim], true, threads).into_iter().map(|part| (pieces, part)));
             }
@@ -283,17 +328,10 @@ impl Gatherer for Covariance<'_> {
             return Ok(());
         }
         let packed: Vec<Ready> = packed.into_iter().map(take_state::<Ready>).collect();
-        let mut sums = self.sums.lock().expect("no panic while held");
-        let between = self.merge(&mut sums, layer, &packed);
-        let each = sums.n.len() * self.dim * self.dim;
-        if self.kind != Kind::Diagonal {
-            let second = &mut sums.second[layer * each..(layer + 1) * each];
-            if self.kind == Kind::Full64 {
-                self.multiply(second, &packed, &between, |packed| &packed.panels64);
-            } else {
-                self.multiply(second, &packed, &between, |packed| &packed.panels32);
-            }
-        }
+        self.with_sums(|sums, between| {
+            let steps = self.merge(sums, between, layer, &packed);
+            self.multiply(&mut sums.second, layer, &packed, &steps);
+        });
         self.spare.lock().expect("no panic while held").extend(packed);
         Ok(())
     }
@@ -303,17 +341,20 @@ impl Gatherer for Covariance<'_> {
         if count > 0 {
             return Err(self.names.wrong_rows(layer, count, first));
         }
-        let mut sums = self.sums.lock().expect("no panic while held");
         let dim = self.dim;
-        let each = sums.n.len() * dim * dim;
-        if self.kind != Kind::Diagonal && each > 0 {
-            sums.second[layer * each..(layer + 1) * each].par_chunks_exact_mut(dim * dim).for_each(|matrix| {
-                mirror(matrix, dim);
-            });
-        }
-        if layer + 1 < self.names.layers.len() {
-            sums.n.fill(0);
-        }
+        self.with_sums(|sums, between| {
+            let each = sums.n.len() * dim * dim;
+            if self.kind != Kind::Diagonal && each > 0 {
+                let rest = std::mem::take(between).into_iter().map(|(group, rows)| Step::Between(group, rows));
+                self.multiply(&mut sums.second, layer, &[], &rest.collect::<Vec<_>>());
+                sums.second[layer * each..(layer + 1) * each].par_chunks_exact_mut(dim * dim).for_each(|matrix| {
+                    mirror(matrix, dim);
+                });
+            }
+            if layer + 1 < self.names.layers.len() {
+                sums.n.fill(0);
+            }
+        });
         Ok(())
     }
 }

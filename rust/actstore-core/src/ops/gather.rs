@@ -2,8 +2,8 @@
 //!
 //! Rows of a layer come in windows of groups. All threads decode a window, and give its groups to the
 //! reducers, each with a state of its own, and to the gatherers, which pack them; then all threads work on
-//! what is packed, while the next window is decoded. Windows and the states of groups are taken in in
-//! order, so that a result is the same for any number of threads.
+//! what is packed, while the next window is decoded. How long windows are depends on the threads, results do
+//! not: what is made of a group depends on the group alone, and groups are taken in in order.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -24,7 +24,8 @@ pub trait Gatherer: Sync {
     /// Makes a group's rows ready.
     fn pack(&self, block: &Block<'_>) -> Result<State>;
 
-    /// Takes in what was packed of groups that follow one another, on all threads.
+    /// Takes in what was packed of groups that follow one another, on all threads. Where the groups are cut
+    /// into calls must make no difference.
     fn take(&self, layer: usize, packed: Vec<State>) -> Result<()>;
 
     /// Ends a layer.

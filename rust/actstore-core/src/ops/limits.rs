@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::kernels;
 use crate::process::{Task, pool};
 
-/// Bytes a thread reads: several times any cache's share.
+/// Bytes that all threads read together at most, and one of them: several times any cache's share.
+const ALL_BYTES: usize = 512 << 20;
 const BYTES: usize = 128 << 20;
 /// Rounds of the measurements; the best counts, as a limit should.
 const ROUNDS: usize = 5;
@@ -37,13 +38,18 @@ pub fn limits(task: &Task) -> Result<Limits> {
         }
         Ok(best)
     };
-    let floats: Vec<f32> = vec![1.0; threads * BYTES / 4];
+    let each = BYTES.min(ALL_BYTES / threads) / 4 / 4096 * 4096;
+    let mut floats: Vec<f32> = Vec::new();
+    floats
+        .try_reserve_exact(threads * each)
+        .map_err(|error| Error::invalid(format!("no memory to measure with {threads} threads: {error}")))?;
+    floats.resize(threads * each, 1.0);
     let read_bytes_per_second = per_second(&|i| {
-        let mine = &floats[i * BYTES / 4..(i + 1) * BYTES / 4];
+        let mine = &floats[i * each..(i + 1) * each];
         let mut sums = vec![0.0; mine.len() / 4096];
         (scores.squares)(mine, 4096, &mut sums);
         std::hint::black_box(&sums);
-        BYTES as f64
+        size_of_val(mine) as f64
     })?;
     let f32_flops_per_second = per_second(&|_| (scores.work)(1 << 20))?;
     Ok(Limits { read_bytes_per_second, f32_flops_per_second })

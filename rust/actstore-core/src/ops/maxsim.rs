@@ -9,7 +9,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
@@ -61,15 +60,13 @@ pub fn maxsim(
         let thresholds = (0..n_queries).map(|_| Threshold::new(ask.min_score.unwrap_or(f32::NEG_INFINITY)));
         let pass = Pass { source, examples, queries: &prepared, ends, ask, task, thresholds: thresholds.collect() };
         let candidates = pool.install(|| pass.candidates(i == 0))?;
-        let exact = Exact {
-            source,
-            examples,
-            vectors,
-            bounds: &bounds[batch.start..=batch.end],
-            ready: (0..n_queries).map(|_| OnceLock::new()).collect(),
-            wanted: candidates,
-            task,
-        };
+        // Before the pass, not within: preparing is work for all threads, and a thread that waits for one that
+        // does it may be the one that it waits for.
+        let wanted: BTreeSet<usize> = candidates.values().flatten().copied().collect();
+        let of_query = |query: usize| bounds[batch.start + query]..bounds[batch.start + query + 1];
+        let prepare = |query: usize| wanted.contains(&query).then(|| vectors.prepare(of_query(query)));
+        let ready = pool.install(|| (0..n_queries).map(prepare).collect());
+        let exact = Exact { source, examples, ready, wanted: candidates, task };
         let (mut hits, rescored) = pool.install(|| exact.hits(ask))?;
         found.hits.append(&mut hits);
         found.rescored += rescored;
@@ -395,10 +392,8 @@ impl Known {
 struct Exact<'a> {
     source: &'a dyn Blocks,
     examples: &'a Examples,
-    vectors: &'a Queries<'a>,
-    /// Where the vectors of each query of the batch are.
-    bounds: &'a [usize],
-    ready: Vec<OnceLock<Prepared<'a>>>,
+    /// The queries of the batch by themselves, those for which any example is wanted.
+    ready: Vec<Option<Prepared<'a>>>,
     /// Examples, and the queries each is looked at for.
     wanted: BTreeMap<usize, Vec<usize>>,
     task: &'a Task,
@@ -486,8 +481,7 @@ impl<'a> Exact<'a> {
         nan: &mut Nan,
     ) -> u64 {
         let scores = &kernels().scores;
-        let of_query = self.bounds[query]..self.bounds[query + 1];
-        let queries = self.ready[query].get_or_init(|| self.vectors.prepare(of_query));
+        let Some(queries) = &self.ready[query] else { unreachable!("wanted queries are ready") };
         let dim = queries.dim();
         best.resize(queries.n, f64::NAN);
         let mut rescored = 0;

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use rayon::ThreadPool;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Results that may wait for one before them, for each thread.
 const WAITING: usize = 8;
@@ -34,6 +34,23 @@ impl Buffers {
     }
 }
 
+/// Ends the work when its thread panics. The pool passes a panic on once all threads have ended, and the
+/// others would wait for this one's result.
+struct Alarm<'a, 'b> {
+    state: &'a Mutex<State<'b>>,
+    moved: &'a Condvar,
+}
+
+impl Drop for Alarm<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.failed.get_or_insert_with(|| Error::new(Kind::Interrupted, "another thread panicked"));
+            self.moved.notify_all();
+        }
+    }
+}
+
 type Consume<'a> = dyn FnMut(usize, &[u8]) -> Result<()> + Send + 'a;
 
 /// Runs `produce` for `0..n` on all threads of the pool, into cleared buffers, and `consume` on the
@@ -51,6 +68,7 @@ pub fn ordered<'a>(
     let limit = WAITING * pool.current_num_threads();
     let lock = || state.lock().expect("no panic while held");
     let work = || {
+        let _alarm = Alarm { state: &state, moved: &moved };
         loop {
             let i = dealt.fetch_add(1, Ordering::Relaxed);
             if i >= n {
@@ -138,5 +156,28 @@ mod tests {
         );
         assert!(count <= 100);
         assert!(ordered(&pool, &buffers, 1000, |_, _| Ok(()), &mut |i, _| stop(i)).is_err());
+    }
+
+    /// In a thread of its own, which the test gives up after a while: without an end, it would wait for ever.
+    fn ends_with_a_panic(work: impl FnOnce(&ThreadPool) -> Result<()> + Send + 'static) {
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&pool)));
+            let _ = tell.send(ended.is_err());
+        });
+        assert_eq!(told.recv_timeout(std::time::Duration::from_secs(60)), Ok(true));
+    }
+
+    #[test]
+    fn a_panic_of_one_thread_leaves_none_waiting() {
+        ends_with_a_panic(|pool| {
+            let produce = |i: usize, _: &mut Vec<u8>| if i == 5 { panic!("produce") } else { Ok(()) };
+            ordered(pool, &Buffers::default(), 1000, produce, &mut |_, _| Ok(()))
+        });
+        ends_with_a_panic(|pool| {
+            let mut consume = |i: usize, _: &[u8]| if i == 5 { panic!("consume") } else { Ok(()) };
+            ordered(pool, &Buffers::default(), 1000, |_, _| Ok(()), &mut consume)
+        });
     }
 }
