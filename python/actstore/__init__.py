@@ -29,6 +29,7 @@ from .moments import CrossMoments, Moments, MomentsResult
 from .neighbors import Neighbors
 from .plain import cross_moments, maxsim, moments, neighbors, pool, scan, search
 from .pool_reducer import Pool
+from .repair import repair
 from .report import Damage, Report
 from .scan import Block, Reducer
 from .site import Site
@@ -95,6 +96,7 @@ __all__ = [
     "plan",
     "pool",
     "recompute",
+    "repair",
     "rerank",
     "scan",
     "search",

@@ -5,7 +5,7 @@ or ``TypeError``. ``threads=0`` means all cores. Arrays cross C-contiguous.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,12 @@ class Array:
     def chunk_rows(self) -> int: ...
     @property
     def attributes(self) -> str: ...
+    def gather(self, key: NDArray[np.int64], start: int, stop: int, layer: int, out: NDArray[Any]) -> bool:
+        """Read the rows that an index means, among those from `start` to `stop`, into `out` ``[n, dim]``.
+
+        False when one is out of range; then nothing is read.
+        """
+
     def read(
         self,
         rows: tuple[int, int] | NDArray[np.int64],
@@ -39,6 +45,12 @@ class Array:
         array converts to the float dtype of `out` (bfloat16, float16, float32, float64); any
         other must be of the array's own dtype.
         """
+
+def positions(key: NDArray[np.int64], n: int) -> tuple[int, int] | NDArray[np.int64] | None:
+    """Positions among `n` that an index means: a half-open range if they are one, else a new array.
+
+    Negative ones count from the end. None when one is out of range.
+    """
 
 def concat(arrays: Sequence[Array]) -> Array: ...
 
@@ -85,7 +97,12 @@ class Writer:
 
     @staticmethod
     def create(
-        path: str, attributes: str, arrays: str, state: str, overwrite: bool, threads: int = 0
+        path: str,
+        attributes: str,
+        arrays: str,
+        state: str,
+        overwrite: Literal["never", "empty", "always"],
+        threads: int = 0,
     ) -> Writer:
         """Make a store and publish its first, empty record.
 
@@ -212,6 +229,21 @@ def machine_limits(threads: int = 0) -> dict[str, float]:
 
 def compact(path: str, threads: int = 0, progress: Callable[[int, int], object] | None = None) -> str:
     """JSON: ``{"bytes_before", "bytes_after", "record"}``."""
+
+def repair(path: str) -> list[str]:
+    """Write the root's zarr.json anew where it is missing; the files that were written."""
+
+def place(path: str) -> Literal["free", "zarr", "interrupted", "rootless", "other"]:
+    """What there is where a store could be."""
+
+def check_replaceable(path: str) -> None:
+    """StorageError unless the store may be replaced: nobody writes to it, nothing else is in its folder."""
+
+def put_in_place(new: str, path: str) -> None:
+    """Put a finished store in the place of another, which is removed."""
+
+def exchange(new: str, path: str) -> None:
+    """Exchange two folders, at once where the file system can."""
 
 def build_info() -> dict[str, str]: ...
 def error_kinds() -> dict[str, str]:

@@ -65,6 +65,21 @@ def create(
     >>> w.n_examples, w.n_tokens
     (2, 3)
     """
+    which: Literal["never", "always"] = "always" if overwrite else "never"
+    return create_where(path, sites, which, codec=codec, identity=identity, part=part, threads=threads)
+
+
+def create_where(
+    path: str | os.PathLike[str],
+    sites: Mapping[str, SiteSpec],
+    overwrite: Literal["never", "empty", "always"],
+    *,
+    codec: Literal["blosc", "raw"],
+    identity: Mapping[str, Any] | None,
+    part: tuple[int, int] | None,
+    threads: int,
+) -> StoreWriter:
+    """As `create`; `overwrite` tells which stores that are there are replaced."""
     if codec not in ("blosc", "raw"):
         raise InvalidInputError(f"codec {codec!r} is neither 'blosc' nor 'raw'")
     layout = _new_layout(sites, identity, part)

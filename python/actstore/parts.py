@@ -74,9 +74,7 @@ def find_parts(source: object) -> list[str]:
         if os.path.exists(os.path.join(path, "zarr.json")):
             return [path]
         if os.path.isdir(os.path.join(path, "commits")):
-            raise NotFoundError(
-                f"{path} is no store yet: its creation was interrupted", hint="create it again"
-            )
+            return [path]  # Opening it tells what is wrong.
         return _once(_folder(path))
     if not isinstance(source, Iterable):
         raise InvalidInputError(f"expected a path or a list of paths, got {type(source).__name__}")
@@ -84,7 +82,7 @@ def find_parts(source: object) -> list[str]:
     if not paths:
         raise InvalidInputError("a list of no parts")
     for path in paths:
-        if not os.path.exists(os.path.join(path, "zarr.json")):
+        if _native.place(path) not in ("zarr", "rootless"):
             raise NotFoundError(f"{path} is no store: it has no zarr.json")
     return _once(paths)
 
@@ -114,7 +112,9 @@ def _folder(path: str) -> list[str]:
     names = [
         name
         for name in os.listdir(path)
-        if not name.startswith(".") and os.path.exists(os.path.join(path, name, "zarr.json"))
+        if not name.startswith(".")
+        # A part that has lost its root is not passed over: opening it says so.
+        and _native.place(os.path.join(path, name)) in ("zarr", "rootless")
     ]
     if not names:
         version_2 = any(os.path.exists(os.path.join(path, name)) for name in (".zgroup", ".zarray"))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..create import append, create
+from ..create import append, create_where
 from ..errors import FormatError, InvalidInputError, StorageError
 from ..layout import EXAMPLES
 from ..store import open as open_store
@@ -101,11 +101,11 @@ def open_writer(
     """
     if not (options.resume and is_store(path)):
         check_place(path, options)  # Loading the model has taken a while.
-        return create(
+        return create_where(
             path,
             session.specs(),
+            "always" if options.overwrite else "empty",
             codec=options.codec,
-            overwrite=options.overwrite or is_store(path),
             identity=identity,
             part=part,
             threads=options.threads,

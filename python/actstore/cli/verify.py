@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arrays import human_bytes
 from ..errors import FormatError
+from ..repair import repair
 from ..report import Damage, Report
 from ..store import Store
 from ..store import open as open_store
@@ -22,13 +23,19 @@ def add(commands: Commands) -> None:
         "verify",
         help="check every checksum of a store",
         description="Read all of a store and check every checksum. With --recompute, also run some of the "
-        "examples through the model again and compare. Exit status 1 when something is damaged or differs.",
+        "examples through the model again and compare. With --repair, first write anew a root zarr.json that "
+        "is missing. Exit status 1 when something is damaged or differs.",
     )
     parser.add_argument("store", help="a store, a folder of parts or a Zarr group")
     parser.add_argument(
         "--strict",
         action="store_true",
         help="also list what interrupted writes left behind (it does no harm)",
+    )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="write the root's zarr.json anew from the records where it is missing; of parts, name one",
     )
     parser.add_argument(
         "--recompute",
@@ -45,7 +52,10 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     found: Recomputed | None = None
+    repaired: list[str] = []
     try:
+        if args.repair:
+            repaired = repair(args.store)
         with open_store(args.store) as store:
             with Bar("verify") as bar:
                 report = store.verify(strict=args.strict, threads=args.threads, progress=bar.progress)
@@ -56,10 +66,14 @@ def run(args: argparse.Namespace) -> int:
     ok = report.ok and (found is None or found.ok)
     if args.json:
         told: dict[str, Any] = {"ok": ok, **dataclasses.asdict(report)}
+        if args.repair:
+            told["repaired"] = repaired
         if found is not None:
             told["recomputed"] = dataclasses.asdict(found)
         print_json(told)
     else:
+        for path in repaired:
+            print(f"written anew: {path}")
         for damage in report.damaged:
             print(f"damaged: {_where(damage)}: {damage.message}")
         for path in report.leftovers:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import whiteners
+from .. import _native, whiteners
 from ..columns import Columns
 from ..errors import ActstoreWarning, InvalidInputError, NotFoundError, StorageError
 from ..incoming import pack_strings
@@ -90,7 +90,7 @@ def export(
         store[name]  # raises for one that is not there
     if not chosen:
         raise InvalidInputError("export: no sites")
-    with new_directory(as_path(path, "export"), overwrite, _may_replace) as folder:
+    with new_directory(as_path(path, "export"), overwrite, _check_replaceable, _put_in_place) as folder:
         with storage_errors(folder):
             os.mkdir(folder)
         _write_layers(store, chosen, folder, threads, progress)
@@ -125,9 +125,28 @@ def _derived(store: Store, name: str) -> dict[str, Any]:
     return {} if recipe is None else {"derived": recipe}
 
 
-def _may_replace(path: str) -> None:
-    if not os.path.isfile(os.path.join(path, MANIFEST)):
-        raise StorageError(f"{path} exists and is no export", kind="exists", hint="remove it yourself")
+def _check_replaceable(path: str) -> None:
+    """An export, and nothing else in its folder."""
+    try:
+        with open(os.path.join(path, MANIFEST), encoding="utf-8") as file:
+            sites = json.load(file)["sites"]
+        layers = {
+            f"{layer_name(name, label)}.safetensors" for name in sites for label in sites[name]["labels"]
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        raise StorageError(
+            f"{path} exists and is no export", kind="exists", hint="remove it yourself"
+        ) from None
+    strange = sorted(set(os.listdir(path)) - layers - {MANIFEST, COLUMNS, WHITENERS})
+    if strange:
+        raise StorageError(
+            f"{path} holds {strange[0]!r}, which is no part of the export", kind="exists", hint="move it away"
+        )
+
+
+def _put_in_place(new: str, path: str) -> None:
+    _check_replaceable(path)
+    _native.exchange(new, path)
 
 
 def layer_name(site: str, label: int) -> str:

@@ -1,4 +1,4 @@
-"""Making a directory appear all at once, or not at all."""
+"""Making a directory appear all at once, or not at all; nothing but what it replaces is removed."""
 
 import contextlib
 import errno
@@ -21,7 +21,9 @@ def storage_errors(what: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def new_directory(path: str, overwrite: bool, may_replace: Callable[[str], None]) -> Iterator[str]:
+def new_directory(
+    path: str, overwrite: bool, check: Callable[[str], None], put_in_place: Callable[[str, str], None]
+) -> Iterator[str]:
     """A temporary path beside `path`, which takes its place on a clean exit and is removed otherwise.
 
     Parameters
@@ -30,8 +32,11 @@ def new_directory(path: str, overwrite: bool, may_replace: Callable[[str], None]
         Where the directory is to be in the end.
     overwrite : bool
         Replace what is there.
-    may_replace : callable
+    check : callable
         Called with `path` when something is to be replaced; raises when it must not be.
+    put_in_place : callable
+        Called with the new directory and `path` in the end when something is there: checks once more,
+        exchanges the two. What then has the name of the new one is removed.
 
     Raises
     ------
@@ -39,6 +44,7 @@ def new_directory(path: str, overwrite: bool, may_replace: Callable[[str], None]
         kind ``exists`` when something is there and not to be replaced.
     """
     import shutil
+    import tempfile
 
     path = os.path.abspath(path)
     parent, name = os.path.split(path)
@@ -49,27 +55,24 @@ def new_directory(path: str, overwrite: bool, may_replace: Callable[[str], None]
                 kind="exists",
                 hint="overwrite=True, on the command line --overwrite, replaces it",
             )
-        may_replace(path)
+        check(path)
     if not os.path.isdir(parent):
         raise StorageError(f"{parent} is no directory", kind="io", hint=f"mkdir -p {parent}")
-    partial = os.path.join(parent, f".{name}.partial-{os.getpid()}")
-    old = os.path.join(parent, f".{name}.old-{os.getpid()}")
+    with storage_errors(path):
+        own = tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent)
     try:
+        partial = os.path.join(own, name)
         yield partial
         with storage_errors(path):
-            if os.path.lexists(path):
-                if not overwrite:
-                    raise StorageError(f"{path} appeared meanwhile", kind="exists")
-                may_replace(path)
-                os.rename(path, old)
-            os.rename(partial, path)
-            _sync(parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if os.path.lexists(old) and not os.path.lexists(path):
-            os.rename(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+            if not os.path.lexists(path):
+                os.rename(partial, path)
+                _sync(parent)
+            elif overwrite:
+                put_in_place(partial, path)
+            else:
+                raise StorageError(f"{path} appeared meanwhile", kind="exists")
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def sync_tree(path: str) -> None:

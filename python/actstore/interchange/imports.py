@@ -112,7 +112,7 @@ def import_(
         if ids is not None:
             found.ids = list(ids)
         n_examples = _count(found)
-        with new_directory(path, overwrite, _may_replace) as partial:
+        with new_directory(path, overwrite, _native.check_replaceable, _native.put_in_place) as partial:
             writer = create(partial, found.specs, codec=codec, identity=found.identity, threads=threads)
             later = {name: _bytes_of_norms(found, name) for name in found.whiteners}
             with writer:
@@ -309,8 +309,3 @@ def _share(span: tuple[int, int], i: int, n: int) -> tuple[int, int]:
 
 def _acts(found: Source, rows: dict[str, tuple[int, int]]) -> dict[str, NDArray[Any]]:
     return {name: read(*rows[found.specs[name].axis]) for name, read in found.read.items()}
-
-
-def _may_replace(path: str) -> None:
-    """Only a store, and none that is being written: taking its lock tells."""
-    _native.Writer.append_to(path).close()

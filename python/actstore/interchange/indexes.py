@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -540,7 +541,11 @@ def _target(out: Any, verb: str) -> str | None:
 
 def _write(path: str, write: Callable[[str], object]) -> None:
     """The file appears when it is complete."""
-    partial = f"{path}.partial-{os.getpid()}"
+    import tempfile
+
+    with storage_errors(path):
+        own = tempfile.mkdtemp(prefix=f".{os.path.basename(path)}.partial-", dir=os.path.dirname(path))
+    partial = os.path.join(own, os.path.basename(path))
     try:
         with storage_errors(path):
             try:
@@ -548,7 +553,5 @@ def _write(path: str, write: Callable[[str], object]) -> None:
             except RuntimeError as error:
                 raise StorageError(f"{path}: {error}", kind="io") from error
             os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
+    finally:
+        shutil.rmtree(own, ignore_errors=True)

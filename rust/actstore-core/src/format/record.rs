@@ -92,6 +92,9 @@ pub struct Record {
     pub generation: u64,
     /// The root group's metadata.
     pub root: Root,
+    /// The root group's attributes, in a checkpoint; they never change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<Value>,
     /// Metadata checksums of all other groups.
     pub groups: BTreeMap<String, u32>,
     /// All arrays.
@@ -150,6 +153,7 @@ impl Record {
             return Err(Error::metadata(format!("commit record {} does not follow {}", next.number, self.number)));
         }
         let mut merged = next;
+        merged.attributes = merged.attributes.or(self.attributes);
         for (name, array) in &mut merged.arrays {
             if let Some(before) = self.arrays.remove(name) {
                 let mut shards: BTreeMap<u64, ShardSum> = before.shards.into_iter().collect();

@@ -1,6 +1,8 @@
 //! Zarr v3 metadata: what we write, and what we read of anybody's. Everything is checked here, before
 //! anything is allocated for it.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use crate::dtype::Dtype;
@@ -306,6 +308,15 @@ impl ArraySpec {
 /// The `zarr.json` of a group.
 pub fn group(attributes: &Value) -> Value {
     json!({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+}
+
+/// The `zarr.json` of the root group: those of all other nodes in it, so that Zarr readers list no folders.
+pub fn root(attributes: &Value, members: BTreeMap<String, Value>) -> Value {
+    let mut root = group(attributes);
+    // Sorted: zarr-python gathers siblings from keys that follow one another.
+    let members: Map<String, Value> = members.into_iter().collect();
+    root["consolidated_metadata"] = json!({"kind": "inline", "must_understand": false, "metadata": members});
+    root
 }
 
 /// Whether a path stays below the store it is in, whoever wrote it.

@@ -179,6 +179,11 @@ impl ArrayWriter {
         })
     }
 
+    /// The store's folder was renamed, and nothing is staged.
+    pub fn moved(&mut self, store: &Path) {
+        self.store = store.to_path_buf();
+    }
+
     /// Its metadata, as on disk.
     pub fn node(&self) -> &Value {
         &self.node

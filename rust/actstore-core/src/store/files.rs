@@ -5,9 +5,11 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// The folder of a store's lock and records.
 pub const COMMITS: &str = "commits";
@@ -91,6 +93,7 @@ pub fn stage(store: &Path, bytes: &[u8]) -> Result<PathBuf> {
 
 /// Puts `bytes` where `path` is, at once and for good; the folder is the caller's to sync.
 pub fn replace(store: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    refuse_links(store, path.parent().unwrap_or(store))?;
     let staged = stage(store, bytes)?;
     fs::rename(&staged, path).map_err(|error| {
         let _ = fs::remove_file(&staged);
@@ -98,8 +101,97 @@ pub fn replace(store: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Gives a file its final name, unless something has that name already. The old name is gone after it.
+pub fn publish(from: &Path, to: &Path) -> Result<()> {
+    publish_by(&[Publish::Link, Publish::Rename, Publish::Look], from, to)
+}
+
+/// How a file gets a name that nothing has.
+#[derive(Clone, Copy, Debug)]
+enum Publish {
+    /// A second name, which fails where there is one. Not every file system has hard links.
+    Link,
+    /// `renameat2` with `RENAME_NOREPLACE`, which not every file system has either.
+    Rename,
+    /// A look, then a plain rename: safe under the lock, for nobody else publishes there. The name never
+    /// stands for half a file, as it would if the file were written under it.
+    Look,
+}
+
+/// Tries the ways in turn, until one is supported.
+fn publish_by(ways: &[Publish], from: &Path, to: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => Error::new(Kind::Exists, format!("{} is there already", to.display())),
+        _ => Error::io("publish", to, &error),
+    };
+    let mut last = None;
+    for way in ways {
+        let done = match way {
+            Publish::Link => fs::hard_link(from, to).map(|()| {
+                let _ = fs::remove_file(from);
+            }),
+            Publish::Rename => renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE).map_err(Into::into),
+            Publish::Look if to.symlink_metadata().is_ok() => Err(std::io::ErrorKind::AlreadyExists.into()),
+            Publish::Look => fs::rename(from, to),
+        };
+        match done {
+            Ok(()) => return Ok(()),
+            Err(error) if is_unsupported(&error) => last = Some(error),
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(failed(last.unwrap_or_else(|| std::io::ErrorKind::Unsupported.into())))
+}
+
+/// Whether a file system says that it does not have a call, in one of the ways in which they say so.
+fn is_unsupported(error: &std::io::Error) -> bool {
+    let unsupported = [Errno::PERM, Errno::OPNOTSUPP, Errno::NOTSUP, Errno::NOSYS, Errno::INVAL];
+    unsupported.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Puts the folder `new` in the place of the folder `path`, at once where the file system can exchange
+/// names. What was there is then called `new`, and is the caller's to remove.
+pub fn exchange(new: &Path, path: &Path) -> Result<()> {
+    match renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE).map_err(std::io::Error::from) {
+        Err(error) if is_unsupported(&error) => exchange_by_renames(new, path),
+        done => done.map_err(|error| Error::io("put in place", path, &error)),
+    }
+}
+
+/// The same in three steps. A kill between them leaves the old folder beside `path`, as `NAME.old`.
+fn exchange_by_renames(new: &Path, path: &Path) -> Result<()> {
+    let name = new.file_name().unwrap_or_default().to_string_lossy();
+    let aside = new.with_file_name(format!("{name}.old"));
+    fs::rename(path, &aside).map_err(|error| Error::io("move aside", path, &error))?;
+    // A folder with anything in it, which somebody made there meanwhile, is not replaced by a rename.
+    if let Err(error) = fs::rename(new, path) {
+        let error = Error::io("put in place", path, &error);
+        return Err(match fs::rename(&aside, path) {
+            Ok(()) => error,
+            Err(_) => error.at(format!("the old store is now {}", aside.display())),
+        });
+    }
+    fs::rename(&aside, new).map_err(|error| Error::io("rename", &aside, &error))
+}
+
+/// An error when `path`, or a folder between it and `store`, is a symbolic link: what is written, renamed or
+/// removed through it would be somebody else's.
+pub fn refuse_links(store: &Path, path: &Path) -> Result<()> {
+    for folder in path.ancestors().take_while(|folder| *folder != store) {
+        if folder.symlink_metadata().is_ok_and(|found| found.is_symlink()) {
+            let message = format!(
+                "{} is a symbolic link: nothing is written through links, put the folder itself there",
+                folder.display()
+            );
+            return Err(Error::unsupported(message));
+        }
+    }
+    Ok(())
+}
+
 /// Makes a folder and those above it up to `store`; the folders whose entries are new.
 pub fn create_folders(store: &Path, path: &Path) -> Result<Vec<PathBuf>> {
+    refuse_links(store, path)?;
     let mut touched = Vec::new();
     let mut missing: Vec<&Path> = path.ancestors().take_while(|p| *p != store && !p.is_dir()).collect();
     while let Some(folder) = missing.pop() {
@@ -130,4 +222,52 @@ pub fn list(path: &Path) -> Result<Vec<String>> {
             entry.map(|e| e.file_name().to_string_lossy().into_owned()).map_err(|error| Error::io("list", path, &error))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("actstore-files-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn each_way_of_publishing_gives_a_free_name_and_leaves_a_taken_one() {
+        let folder = folder("publish");
+        for (i, way) in [Publish::Link, Publish::Rename, Publish::Look].into_iter().enumerate() {
+            let (from, to) = (folder.join("from"), folder.join(i.to_string()));
+            fs::write(&from, "new").unwrap();
+            publish_by(&[way], &from, &to).unwrap();
+            assert_eq!(fs::read(&to).unwrap(), b"new");
+            assert!(!from.exists());
+            fs::write(&from, "other").unwrap();
+            assert_eq!(publish_by(&[way], &from, &to).unwrap_err().kind, Kind::Exists, "{way:?}");
+            assert_eq!((fs::read(&to).unwrap(), fs::read(&from).unwrap()), (b"new".to_vec(), b"other".to_vec()));
+            // A link that leads nowhere has the name as well.
+            let dangling = folder.join(format!("{i}-link"));
+            std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
+            assert_eq!(publish_by(&[way], &from, &dangling).unwrap_err().kind, Kind::Exists, "{way:?}");
+        }
+        fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn folders_are_exchanged_with_and_without_the_systems_help() {
+        let folder = folder("exchange");
+        let (new, path) = (folder.join("new"), folder.join("path"));
+        for (name, at) in [("new", &new), ("old", &path)] {
+            fs::create_dir(at).unwrap();
+            fs::write(at.join(name), "").unwrap();
+        }
+        for (way, there) in [(exchange as fn(&Path, &Path) -> Result<()>, "new"), (exchange_by_renames, "old")] {
+            way(&new, &path).unwrap();
+            assert_eq!(list(&path).unwrap(), [there]);
+            assert_eq!(list(&folder).unwrap().len(), 2);
+        }
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{ArrayRecord, Record};
 use crate::format::zarr::{self, ArrayMeta};
+use crate::store::creation::{Place, rootless};
 use crate::store::files::{self, COMMITS};
 
 /// All that is known of a store before any shard is opened.
@@ -25,12 +26,15 @@ pub struct View {
 
 /// The numbers of the records there are, in order.
 pub fn record_numbers(store: &Path) -> Result<Vec<u64>> {
-    let mut numbers: Vec<u64> = files::list(&store.join(COMMITS))?
-        .iter()
-        .filter_map(|name| name.strip_suffix(".json").filter(|n| n.len() == 20)?.parse().ok())
-        .collect();
+    let mut numbers: Vec<u64> =
+        files::list(&store.join(COMMITS))?.iter().filter_map(|name| record_number(name)).collect();
     numbers.sort_unstable();
     Ok(numbers)
+}
+
+/// The number of a record's file; None of any other.
+pub fn record_number(name: &str) -> Option<u64> {
+    name.strip_suffix(".json").filter(|n| n.len() == 20)?.parse().ok()
 }
 
 /// A record's file.
@@ -79,9 +83,14 @@ impl View {
 
     fn attempt(store: &Path) -> Result<Self> {
         let Some(root) = files::read_json(&store.join("zarr.json"))? else {
-            let hint =
-                if store.join(COMMITS).is_dir() { " (its creation was interrupted: create it again)" } else { "" };
-            return Err(Error::not_found(format!("no store at {}{hint}", store.display())));
+            return Err(match Place::of(store)? {
+                Place::Interrupted => Error::not_found(format!(
+                    "{} is no store yet: its creation was interrupted, create it again",
+                    store.display()
+                )),
+                Place::Rootless => rootless(store),
+                _ => Error::not_found(format!("no store at {}", store.display())),
+            });
         };
         match newest_record(store)? {
             Some(record) => Self::with_record(store, &root, record),
@@ -175,7 +184,8 @@ impl View {
     }
 }
 
-fn node(store: &Path, name: &str) -> Result<Value> {
+/// The `zarr.json` of a node that a record names.
+pub fn node(store: &Path, name: &str) -> Result<Value> {
     if !zarr::valid_path(name) {
         return Err(Error::metadata(format!("the record names '{name}', which is no path below the store")));
     }

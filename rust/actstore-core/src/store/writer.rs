@@ -15,6 +15,7 @@ use crate::format::zarr::{self, ArraySpec};
 use crate::process::{Task, pool};
 use crate::selection::Rows;
 use crate::store::array_writer::ArrayWriter;
+use crate::store::creation::Place;
 use crate::store::files::{self, COMMITS, TEMPORARY};
 use crate::store::lock::Lock;
 use crate::store::pipeline::Buffers;
@@ -55,52 +56,15 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Makes a store at `path` with `arrays` of no rows, and publishes its first record. What is
-    /// there already is in the way, unless it is a store and `overwrite` is set.
-    pub fn create(
+    /// A store of no rows in a folder that holds nothing but the lock; its first record is published.
+    pub(crate) fn first(
         path: &Path,
-        attributes: Value,
-        arrays: &[ArraySpec],
-        state: Value,
-        overwrite: bool,
-        threads: usize,
-    ) -> Result<Self> {
-        let pool = pool(threads)?;
-        // Everything that can be refused is refused before the disk is touched.
-        for spec in arrays {
-            spec.metadata().map_err(|error| error.at(format!("array '{}'", spec.name)))?;
-        }
-        let aside = Self::make_room(path, overwrite)?;
-        let made = Self::create_new(path, attributes, arrays, state, pool);
-        if let Some(aside) = aside {
-            // The old store goes once the new one is there, and comes back if it could not be made.
-            if made.is_ok() {
-                fs::remove_dir_all(&aside).map_err(|error| Error::io("remove", &aside, &error))?;
-            } else {
-                let _ = fs::remove_dir_all(path);
-                fs::rename(&aside, path).map_err(|error| Error::io("restore", path, &error))?;
-            }
-        }
-        made
-    }
-
-    fn create_new(
-        path: &Path,
+        lock: Lock,
         attributes: Value,
         arrays: &[ArraySpec],
         state: Value,
         pool: Arc<ThreadPool>,
     ) -> Result<Self> {
-        let commits = path.join(COMMITS);
-        for folder in files::create_folders(Path::new(""), &commits)? {
-            files::sync_folder(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder })?;
-        }
-        let lock = Lock::take(path)?;
-        if path.join("zarr.json").exists() {
-            return Err(exists(path));
-        }
-        Self::clear_interrupted(path)?;
-
         let group = zarr::group(&json!({}));
         let empty = Record {
             format: FORMAT,
@@ -108,6 +72,7 @@ impl Writer {
             checkpoint: 0,
             generation: 0,
             root: Root { metadata: 0, previous: 0 },
+            attributes: None,
             groups: BTreeMap::new(),
             arrays: BTreeMap::new(),
             state: Value::Null,
@@ -138,10 +103,8 @@ impl Writer {
     /// Opens a store to write behind what is committed; what an interrupted writer left goes.
     pub fn append_to(path: &Path, threads: usize) -> Result<Self> {
         let pool = pool(threads)?;
-        if !path.join("zarr.json").is_file() {
-            return Err(View::open(path)
-                .err()
-                .unwrap_or_else(|| Error::not_found(format!("no store at {}", path.display()))));
+        if Place::of(path)? != Place::Zarr {
+            View::open(path)?;
         }
         if view::record_numbers(path)?.is_empty() {
             View::open(path)?;
@@ -150,11 +113,17 @@ impl Writer {
                 path.display()
             )));
         }
-        let lock = Lock::take(path)?;
+        let lock = Lock::take_existing(path)?;
         // The newest record may not be durable if its writer was killed: nothing may build on it before.
         files::sync_folder(&path.join(COMMITS))?;
         let reader = Reader::open(path, Verify::Always)?;
         let mut record = reader.view().record.clone().ok_or_else(|| Error::metadata("no commit record"))?;
+        for name in record.groups.keys() {
+            files::refuse_links(path, &path.join(name))?;
+        }
+        for name in record.arrays.keys() {
+            files::refuse_links(path, &path.join(name).join("c"))?;
+        }
         let settled = compact::settle(&reader, &mut record)?;
         for name in files::list(&path.join(COMMITS))? {
             if name.starts_with(TEMPORARY) {
@@ -336,7 +305,7 @@ impl Writer {
 
     /// Publishes what was appended; durable on return. The number of the record.
     pub fn commit(&mut self, state: Value, task: &Task) -> Result<u64> {
-        self.lock.check_process()?;
+        self.lock.check_place(&self.path)?;
         self.finish()?;
         if !self.dirty && state == self.record.state {
             return Ok(self.record.number);
@@ -378,7 +347,7 @@ impl Writer {
         let checkpoint = number == 0 || self.since_bytes > self.checkpoint_bytes;
         let record = self.next_record(state, number, checkpoint);
         let text = record.write();
-        link_record(&self.path, number, &text)?;
+        publish_record(&self.path, number, &text)?;
         if checkpoint {
             (self.checkpoint_bytes, self.since_bytes) = (text.len() as u64, 0);
             self.obsolete = self.record.checkpoint;
@@ -425,6 +394,7 @@ impl Writer {
                 metadata: zarr::checksum(&self.root()),
                 previous: if number == 0 { zarr::checksum(&self.root()) } else { self.record.root.metadata },
             },
+            attributes: checkpoint.then(|| self.attributes.clone()),
             groups: self.groups.iter().map(|(name, node)| (name.clone(), zarr::checksum(node))).collect(),
             arrays: self
                 .arrays
@@ -435,15 +405,10 @@ impl Writer {
         }
     }
 
-    /// The root's metadata, those of all others in it, so that Zarr readers list no folders.
     fn root(&self) -> Value {
         let arrays = self.arrays.iter().map(|(name, array)| (name.clone(), array.node().clone()));
         let groups = self.groups.iter().map(|(name, node)| (name.clone(), node.clone()));
-        // Sorted: zarr-python gathers siblings from keys that follow one another.
-        let members: BTreeMap<String, Value> = groups.chain(arrays).collect();
-        let mut root = zarr::group(&self.attributes);
-        root["consolidated_metadata"] = json!({"kind": "inline", "must_understand": false, "metadata": members});
-        root
+        zarr::root(&self.attributes, groups.chain(arrays).collect())
     }
 
     fn write_root(&mut self) -> Result<()> {
@@ -451,58 +416,15 @@ impl Writer {
         files::replace(&self.path, &self.path.join("zarr.json"), self.root().to_string().as_bytes())
     }
 
-    fn make_room(path: &Path, overwrite: bool) -> Result<Option<PathBuf>> {
-        if path.join("zarr.json").exists() {
-            if !overwrite {
-                return Err(exists(path));
-            }
-            let is_store = files::read_json(&path.join("zarr.json")).ok().flatten();
-            if is_store.is_none_or(|root| root.pointer("/attributes/actstore").is_none()) {
-                return Err(Error::new(
-                    Kind::Exists,
-                    format!("{} is Zarr but no actstore store: overwrite does not remove it", path.display()),
-                ));
-            }
-            // Not under somebody who writes to it.
-            let lock = Lock::take(path)?;
-            let aside = path.with_file_name(format!(
-                ".{}.old-{}",
-                path.file_name().unwrap_or_default().to_string_lossy(),
-                std::process::id()
-            ));
-            fs::rename(path, &aside).map_err(|error| Error::io("move aside", path, &error))?;
-            drop(lock);
-            return Ok(Some(aside));
-        }
-        if path.is_file() {
-            return Err(Error::new(Kind::Exists, format!("{} is a file", path.display())));
-        }
-        let names = files::list(path)?;
-        let interrupted = names.iter().any(|name| name == COMMITS);
-        if !names.is_empty() && !interrupted {
-            return Err(Error::new(
-                Kind::Exists,
-                format!("{} is a folder with other things in it: choose a new one", path.display()),
-            ));
-        }
-        Ok(None)
-    }
-
-    /// What a creation that was killed left: nobody has seen it, there is no root.
-    fn clear_interrupted(path: &Path) -> Result<()> {
-        for name in files::list(&path.join(COMMITS))? {
-            if name != "lock" {
-                let path = path.join(COMMITS).join(name);
-                fs::remove_file(&path).map_err(|error| Error::io("remove", &path, &error))?;
+    /// Its folder was renamed.
+    pub(crate) fn moved(&mut self, path: &Path) {
+        for folder in &mut self.lagging {
+            if let Ok(inner) = folder.strip_prefix(&self.path) {
+                *folder = path.join(inner);
             }
         }
-        for name in files::list(path)? {
-            if name != COMMITS {
-                let path = path.join(name);
-                fs::remove_dir_all(&path).map_err(|error| Error::io("remove", &path, &error))?;
-            }
-        }
-        Ok(())
+        self.arrays.values_mut().for_each(|array| array.moved(path));
+        self.path = path.to_path_buf();
     }
 
     /// For a compaction: the record it starts from.
@@ -514,12 +436,13 @@ impl Writer {
     pub(crate) fn replace_record(&mut self, arrays: BTreeMap<String, ArrayRecord>, generation: u64) -> Result<()> {
         let number = self.record.number + 1;
         let root = Root { metadata: self.record.root.metadata, previous: self.record.root.metadata };
-        let record = Record { number, checkpoint: number, generation, arrays, root, ..self.record.clone() };
+        let attributes = Some(self.attributes.clone());
+        let record = Record { number, checkpoint: number, generation, arrays, root, attributes, ..self.record.clone() };
         let text = record.write();
         let pool = Arc::clone(&self.pool);
         sync_folders(&pool, &mut self.lagging)?;
         self.lagging.clear();
-        link_record(&self.path, number, &text)?;
+        publish_record(&self.path, number, &text)?;
         files::sync_folder(&self.path.join(COMMITS))?;
         (self.checkpoint_bytes, self.since_bytes) = (text.len() as u64, 0);
         drop_records(&self.path, self.record.checkpoint);
@@ -528,26 +451,20 @@ impl Writer {
     }
 }
 
-fn exists(path: &Path) -> Error {
-    Error::new(
-        Kind::Exists,
-        format!("{} is there already: append to it, or create with overwrite=True", path.display()),
-    )
-}
-
 fn sync_folders(pool: &ThreadPool, folders: &mut Vec<PathBuf>) -> Result<()> {
     folders.sort();
     folders.dedup();
     pool.install(|| folders.par_iter().try_for_each(|folder| files::sync_folder(folder)))
 }
 
-/// Links a record into place.
-fn link_record(store: &Path, number: u64, text: &str) -> Result<()> {
+/// Gives a record its number.
+fn publish_record(store: &Path, number: u64, text: &str) -> Result<()> {
     let staged = files::stage(store, text.as_bytes())?;
-    let path = store.join(COMMITS).join(view::record_name(number));
-    let linked = fs::hard_link(&staged, &path);
-    let _ = fs::remove_file(&staged);
-    linked.map_err(|error| Error::io("publish", &path, &error))
+    let published = files::publish(&staged, &store.join(COMMITS).join(view::record_name(number)));
+    if published.is_err() {
+        let _ = fs::remove_file(&staged);
+    }
+    published
 }
 
 /// Removes records that nothing builds on any more. One that stays is no harm.
@@ -558,7 +475,8 @@ fn drop_records(store: &Path, below: u64) {
 }
 
 /// What a killed writer put in place but never committed: shards past the record, and columns and derived
-/// arrays that the record does not know. Other nodes that somebody put beside the store's own are left alone.
+/// arrays that the record does not know. Other nodes that somebody put beside the store's own are left alone,
+/// and so are links, which no writer makes.
 pub(crate) fn orphans(store: &Path, record: &Record) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut folders = vec![String::new()];
@@ -566,12 +484,15 @@ pub(crate) fn orphans(store: &Path, record: &Record) -> Result<Vec<PathBuf>> {
         for name in files::list(&store.join(&folder))? {
             let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
             if record.groups.contains_key(&path) {
-                folders.push(path);
+                if !store.join(&path).is_symlink() {
+                    folders.push(path);
+                }
             } else if let Some(array) = record.arrays.get(&path) {
                 let known = array.shards.len() as u64 + u64::from(array.tail.is_some());
                 let shards = store.join(&path).join("c");
                 let past = |entry: &String| entry.parse::<u64>().is_ok_and(|number| number >= known);
-                found.extend(files::list(&shards)?.into_iter().filter(past).map(|entry| shards.join(entry)));
+                let past = files::list(&shards)?.into_iter().filter(past).map(|entry| shards.join(entry));
+                found.extend(past.filter(|shard| !shard.is_symlink()));
             } else if is_orphan(store, &path) {
                 found.push(store.join(&path));
             }
@@ -581,7 +502,10 @@ pub(crate) fn orphans(store: &Path, record: &Record) -> Result<Vec<PathBuf>> {
 }
 
 /// Whether a node that the record does not know is of ours: inside our groups all are, beside them derived arrays.
-fn is_orphan(store: &Path, path: &str) -> bool {
+pub(crate) fn is_orphan(store: &Path, path: &str) -> bool {
+    if store.join(path).is_symlink() {
+        return false;
+    }
     let file = store.join(path).join("zarr.json");
     if path.contains('/') {
         return file.is_file();

@@ -1,0 +1,354 @@
+//! Making a store: where nothing is, where a creation was cut short, or in the place of another store. Nothing
+//! is removed but what a creation makes before it publishes, and a store that is replaced.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::ThreadPool;
+use serde_json::Value;
+
+use crate::error::{Error, Kind, Result};
+use crate::format::zarr::ArraySpec;
+use crate::process::pool;
+use crate::store::files::{self, COMMITS, TEMPORARY};
+use crate::store::lock::Lock;
+use crate::store::writer::{Writer, is_orphan};
+use crate::store::{Reader, Verify, view};
+
+/// What there is where a store could be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// No folder, or one with nothing in it.
+    Free,
+    /// A root `zarr.json`: a store, or another Zarr node.
+    Zarr,
+    /// What a creation that was killed left; nobody has seen it, and no row was committed to it.
+    Interrupted,
+    /// Commit records without a root `zarr.json`: a store that lost it.
+    Rootless,
+    /// Something else.
+    Other,
+}
+
+impl Place {
+    /// Looks at a path.
+    pub fn of(path: &Path) -> Result<Self> {
+        if path.join("zarr.json").symlink_metadata().is_ok() {
+            return Ok(Place::Zarr);
+        }
+        if path.symlink_metadata().is_ok() && !path.is_dir() {
+            return Ok(Place::Other);
+        }
+        if files::list(path)?.is_empty() {
+            return Ok(Place::Free);
+        }
+        if remains(path)?.is_some() {
+            return Ok(Place::Interrupted);
+        }
+        Ok(if view::record_numbers(path)?.is_empty() { Place::Other } else { Place::Rootless })
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Place::Free => "free",
+            Place::Zarr => "zarr",
+            Place::Interrupted => "interrupted",
+            Place::Rootless => "rootless",
+            Place::Other => "other",
+        }
+    }
+}
+
+/// Which stores a new one replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwrite {
+    /// None.
+    Never,
+    /// Those to which no example was ever committed.
+    Empty,
+    /// All.
+    Always,
+}
+
+impl Overwrite {
+    /// `never`, `empty` or `always`.
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "never" => Ok(Overwrite::Never),
+            "empty" => Ok(Overwrite::Empty),
+            "always" => Ok(Overwrite::Always),
+            other => Err(Error::invalid(format!("overwrite '{other}': give 'never', 'empty' or 'always'"))),
+        }
+    }
+}
+
+/// What to do about a store that lost its root.
+pub(crate) fn rootless(path: &Path) -> Error {
+    Error::metadata(format!(
+        "the root zarr.json of {0} is missing, its commits are there: `actstore verify --repair {0}` writes it anew",
+        path.display()
+    ))
+}
+
+impl Writer {
+    /// Makes a store at `path` with `arrays` of no rows, and publishes its first record. What is
+    /// there already is in the way, unless it is a store and `overwrite` says so.
+    pub fn create(
+        path: &Path,
+        attributes: Value,
+        arrays: &[ArraySpec],
+        state: Value,
+        overwrite: Overwrite,
+        threads: usize,
+    ) -> Result<Self> {
+        let pool = pool(threads)?;
+        // Everything that can be refused is refused before the disk is touched.
+        for spec in arrays {
+            spec.metadata().map_err(|error| error.at(format!("array '{}'", spec.name)))?;
+        }
+        let lock = loop {
+            let place = Place::of(path)?;
+            if overwrite != Overwrite::Never && place == Place::Zarr {
+                return replace(path, attributes, arrays, state, overwrite, pool);
+            }
+            check_free(path, place)?;
+            for folder in files::create_folders(Path::new(""), &path.join(COMMITS))? {
+                files::sync_folder(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder })?;
+            }
+            let lock = Lock::take(path)?;
+            // Another process may have been here before the lock was taken.
+            let place = Place::of(path)?;
+            if overwrite == Overwrite::Never || place != Place::Zarr {
+                check_free(path, place)?;
+                break lock;
+            }
+        };
+        clear(path)?;
+        Writer::first(path, lock, attributes, arrays, state, pool)
+    }
+}
+
+/// An error unless a store can be made in such a place without anything being lost.
+fn check_free(path: &Path, place: Place) -> Result<()> {
+    let what = match place {
+        Place::Free | Place::Interrupted => return Ok(()),
+        Place::Zarr => return Err(exists(path)),
+        Place::Rootless => return Err(Error::new(Kind::Exists, rootless(path).message)),
+        Place::Other if path.is_dir() => "is a folder with other things in it: choose a new one".to_string(),
+        Place::Other if path.exists() => "is a file".to_string(),
+        Place::Other => "is a link that leads nowhere".to_string(),
+    };
+    Err(Error::new(Kind::Exists, format!("{} {what}", path.display())))
+}
+
+/// Makes a store beside the one at `path`, and exchanges the two: there is a store at every moment, and the
+/// old one stays if the new one cannot be made.
+fn replace(
+    path: &Path,
+    attributes: Value,
+    arrays: &[ArraySpec],
+    state: Value,
+    overwrite: Overwrite,
+    pool: Arc<ThreadPool>,
+) -> Result<Writer> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let old = Replaced::take(path)?;
+    if overwrite == Overwrite::Empty && !is_empty(&old.path)? {
+        return Err(exists(path));
+    }
+    let name = old.path.file_name().unwrap_or_default().to_string_lossy();
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let beside = old.path.with_file_name(format!(".{name}.new-{}-{n}", std::process::id()));
+    fs::create_dir(&beside).map_err(|error| Error::io("create", &beside, &error))?;
+    let made = files::create_folders(&beside, &beside.join(COMMITS))
+        .and_then(|_| Lock::take(&beside))
+        .and_then(|lock| Writer::first(&beside, lock, attributes, arrays, state, pool))
+        .and_then(|writer| old.exchange(&beside).map(|()| writer));
+    match made {
+        Ok(mut writer) => {
+            writer.moved(path);
+            old.remove(&beside)?;
+            Ok(writer)
+        }
+        Err(error) => {
+            let _ = fs::remove_dir_all(&beside);
+            Err(error)
+        }
+    }
+}
+
+/// Puts the finished store `new` in the place of the store at `path`, which is removed.
+pub fn put_in_place(new: &Path, path: &Path) -> Result<()> {
+    let old = Replaced::take(path)?;
+    old.exchange(new)?;
+    old.remove(new)
+}
+
+/// An error unless the store at `path` may be replaced, now at least.
+pub fn check_replaceable(path: &Path) -> Result<()> {
+    Replaced::take(path).map(|_| ())
+}
+
+/// A store that another one takes the place of, and its lock.
+struct Replaced {
+    path: PathBuf,
+    lock: Lock,
+}
+
+impl Replaced {
+    /// Refuses what is no store, is being written to, or has other things in its folder.
+    fn take(path: &Path) -> Result<Self> {
+        // A link to a store is left as it is, and what it leads to is replaced.
+        let real = fs::canonicalize(path).map_err(|error| Error::io("follow", path, &error))?;
+        let root = files::read_json(&real.join("zarr.json")).ok().flatten().unwrap_or_default();
+        if root.pointer("/attributes/actstore").is_none() || !real.join(COMMITS).is_dir() {
+            return Err(Error::new(
+                Kind::Exists,
+                format!("{} is no actstore store: overwrite does not remove it", path.display()),
+            ));
+        }
+        let lock = Lock::take_existing(&real)?;
+        check_own(&real, &root)?;
+        Ok(Replaced { path: real, lock })
+    }
+
+    fn exchange(&self, new: &Path) -> Result<()> {
+        self.lock.check_place(&self.path)?;
+        files::exchange(new, &self.path)
+    }
+
+    /// Removes it from where the exchange has put it.
+    fn remove(self, aside: &Path) -> Result<()> {
+        files::sync_folder(self.path.parent().unwrap_or(Path::new("/")))?;
+        fs::remove_dir_all(aside)
+            .map_err(|error| Error::io("remove", aside, &error).at("the new store is there, the old one is not gone"))
+    }
+}
+
+/// Whether nothing was ever committed: no row of a site, and of columns no more than the 0 that offsets begin with.
+fn is_empty(path: &Path) -> Result<bool> {
+    let reader = Reader::open(path, Verify::First)?;
+    Ok(reader.view().arrays.values().all(|meta| meta.shape[0] <= usize::from(meta.ndim == 1)))
+}
+
+fn exists(path: &Path) -> Error {
+    let message = format!("{} is there already: append to it, or create with overwrite=True", path.display());
+    Error::new(Kind::Exists, message)
+}
+
+/// An error unless all that is in the folder of a store is the store's: nothing else is removed with it.
+fn check_own(path: &Path, root: &Value) -> Result<()> {
+    // Of a damaged store, whatever can be read says what is its own.
+    let mut known: BTreeSet<String> = BTreeSet::from([COMMITS.to_string()]);
+    if let Some(members) = root.pointer("/consolidated_metadata/metadata").and_then(Value::as_object) {
+        known.extend(members.keys().cloned());
+    }
+    if let Ok(Some(record)) = view::newest_record(path) {
+        known.extend(record.groups.into_keys().chain(record.arrays.into_keys()));
+    }
+    let mut folders = vec![String::new()];
+    while let Some(folder) = folders.pop() {
+        for name in files::list(&path.join(&folder))? {
+            let inner = if folder.is_empty() { name.clone() } else { format!("{folder}/{name}") };
+            if known.contains(&inner) {
+                if is_folder(&path.join(&inner)) {
+                    folders.push(inner);
+                }
+                continue;
+            }
+            let own = match folder.as_str() {
+                _ if name == "zarr.json" => true,
+                COMMITS => is_of_commits(&name),
+                "" => is_orphan(path, &inner),
+                _ => name == "c" || is_orphan(path, &inner),
+            };
+            if !own {
+                return Err(Error::new(
+                    Kind::Exists,
+                    format!("'{inner}' in {} is no part of the store: overwrite does not remove it", path.display()),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_of_commits(name: &str) -> bool {
+    name == "lock" || name == "zarr.json" || name.starts_with(TEMPORARY) || view::record_number(name).is_some()
+}
+
+fn is_folder(path: &Path) -> bool {
+    path.symlink_metadata().is_ok_and(|found| found.is_dir())
+}
+
+/// Removes what an interrupted creation left, all but the lock; under the lock.
+fn clear(path: &Path) -> Result<()> {
+    for one in remains(path)?.unwrap_or_default() {
+        // One by one: a folder into which somebody has put something meanwhile stays.
+        let removed = if is_folder(&one) { fs::remove_dir(&one) } else { fs::remove_file(&one) };
+        removed.map_err(|error| Error::io("remove", &one, &error))?;
+    }
+    Ok(())
+}
+
+/// All that a creation has made before it published, but its lock, what is in a folder before the folder.
+/// None where there is anything that is not of this kind: another record than the first, a shard, a node
+/// with rows, a link, a file of another name.
+fn remains(path: &Path) -> Result<Option<Vec<PathBuf>>> {
+    let mut found = Vec::new();
+    let commits = path.join(COMMITS);
+    if !is_folder(&commits) {
+        return Ok(None);
+    }
+    for name in files::list(&commits)? {
+        let first = view::record_number(&name).is_none_or(|number| number == 0);
+        let one = commits.join(&name);
+        if !is_of_commits(&name) || !first || !one.symlink_metadata().is_ok_and(|found| found.is_file()) {
+            return Ok(None);
+        }
+        if name != "lock" {
+            found.push(one);
+        }
+    }
+    for name in files::list(path)?.into_iter().filter(|name| name != COMMITS) {
+        if !empty_nodes(&path.join(name), 0, &mut found)? {
+            return Ok(None);
+        }
+    }
+    // The lock comes before anything else.
+    let locked = commits.join("lock").symlink_metadata().is_ok_and(|found| found.is_file());
+    Ok((locked || found.is_empty()).then_some(found))
+}
+
+/// Whether a folder holds nothing but metadata of nodes without rows.
+fn empty_nodes(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<bool> {
+    const DEEPEST: usize = 16;
+    if !is_folder(folder) || depth > DEEPEST {
+        return Ok(false);
+    }
+    for name in files::list(folder)? {
+        let inner = folder.join(&name);
+        if name != "zarr.json" {
+            if !empty_nodes(&inner, depth + 1, found)? {
+                return Ok(false);
+            }
+            continue;
+        }
+        let node = if inner.is_symlink() { None } else { files::read_json(&inner).ok().flatten() };
+        let is_empty = node.is_some_and(|node| match node.get("node_type").and_then(Value::as_str) {
+            Some("group") => true,
+            Some("array") => node.pointer("/shape/0").and_then(Value::as_u64) == Some(0),
+            _ => false,
+        });
+        if !is_empty {
+            return Ok(false);
+        }
+        found.push(inner);
+    }
+    found.push(folder.to_path_buf());
+    Ok(true)
+}
