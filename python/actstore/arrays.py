@@ -5,6 +5,7 @@ torch is never imported: a tensor is known by its methods, and its module is rea
 """
 
 import contextlib
+import functools
 import os
 import sys
 from typing import Any
@@ -70,6 +71,8 @@ def as_numpy(value: object, what: str) -> NDArray[Any]:
     InvalidInputError
         When it is no array, or one with a mask, which a store could not keep.
     """
+    if type(value) is np.ndarray and value.dtype.isnative:
+        return value
     if isinstance(value, np.ma.MaskedArray):
         raise InvalidInputError(
             f"{what} is a masked array: its mask would be lost", hint="leave the masked rows out"
@@ -199,6 +202,7 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> NDArra
         ) from error
 
 
+@functools.cache
 def _physical_memory() -> int:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

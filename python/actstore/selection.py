@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _native
 from .arrays import as_numpy
 from .errors import InvalidInputError, NotFoundError, ShapeError
 
@@ -90,14 +91,14 @@ def index_positions(key: Any, n: int, what: str) -> Rows:
         return range(0)
     if array.dtype.kind not in "iu":
         raise InvalidInputError(f"{what}: an index is of integers or booleans, got {array.dtype}")
-    out = array.astype(np.int64)  # a copy: the view keeps it
-    outside = (out < -n) | (out >= n)
-    if array.dtype == np.uint64:
-        outside |= array >= n
-    if outside.any():
-        raise InvalidInputError(f"{what}: {array[outside][0]} is out of range, there are {n}")
-    out[out < 0] += n
-    return compact_rows(out)
+    if array.dtype == np.uint64:  # What is beyond int64 is out of range.
+        array = np.minimum(array, np.uint64(np.iinfo(np.int64).max))
+    key = array.astype(np.int64, copy=False)
+    found = _native.positions(key, n)
+    if found is None:
+        wrong = array[(key < -n) | (key >= n)][0]
+        raise InvalidInputError(f"{what}: {wrong} is out of range, there are {n}")
+    return range(*found) if isinstance(found, tuple) else found
 
 
 def int_position(key: Any, n: int, what: str) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from . import analyses, derived, pool
+from . import _native, analyses, derived, pool
 from . import batches as feeding
 from .errors import InvalidInputError, NotFoundError, ShapeError
 from .hits import Hits
@@ -27,6 +27,10 @@ from .whiten import Whitener
 
 if TYPE_CHECKING:
     from .torch_dataset import TorchDataset
+
+
+_QUICK_ROWS = 1 << 16
+"""Rows of one layer that fit any memory."""
 
 
 class Site(View):
@@ -73,6 +77,10 @@ class Site(View):
         InvalidInputError
             For an index that is out of range, or none.
         """
+        if type(key) is tuple and len(key) == 2:
+            quick = self._quick(*key)
+            if quick is not None:
+                return quick
         tok, layer, dim = _three(key, self._what)
         if is_int(tok):
             at = int_position(tok, len(self), f"{self._what}: row")
@@ -80,16 +88,43 @@ class Site(View):
         else:
             positions = index_positions(tok, len(self), f"{self._what}: rows")
         layers = layer_positions(layer, self.layers, self._what)
+        all_dims = isinstance(dim, slice) and dim == slice(None)
+        if not all_dims:
+            self._check_dims(dim)
+        out = self._read(take(self._view.rows, positions), [self._layers[i] for i in layers], self.dtype, 0)
+        drop = (0 if is_int(tok) else slice(None), 0 if is_int(layer) else slice(None))
+        kept = out[drop]
+        return kept if all_dims else kept[..., dim]
+
+    def _quick(self, rows: Any, layer: Any) -> NDArray[Any] | None:
+        """An array of rows, of one layer: what training loops ask for, in a third of the time.
+
+        None when it is something else, or wrong.
+        """
+        view, array = self._view.rows, self._array
+        if (
+            type(rows) is not np.ndarray
+            or rows.dtype != np.int64
+            or rows.ndim != 1
+            or not 0 < len(rows) <= _QUICK_ROWS
+            or type(layer) is not int
+            or layer not in self.layers
+            or type(view) is not range
+            or type(array) is not _native.Array
+        ):
+            return None
+        self._origin.check_open()
+        out = np.empty((len(rows), array.shape[2]), self._origin.dtype)
+        position = self._layers[self.layers.index(layer)]
+        return out if array.gather(rows, view.start, view.stop, position, out) else None
+
+    def _check_dims(self, dim: Any) -> None:
         try:
             picked = np.empty(self.shape[2], bool)[dim]
         except (IndexError, TypeError, ValueError) as error:
             raise InvalidInputError(f"{self._what}: dims: {error}") from error
         if np.ndim(picked) > 1:
             raise ShapeError(f"{self._what}: dims: expected an index of one axis")
-        out = self._read(take(self._view.rows, positions), [self._layers[i] for i in layers], self.dtype, 0)
-        drop = (0 if is_int(tok) else slice(None), 0 if is_int(layer) else slice(None))
-        kept = out[drop]
-        return kept if isinstance(dim, slice) and dim == slice(None) else kept[..., dim]
 
     def select(self, layers: Any = None, examples: Any = None, tokens: Any = None) -> Self:
         """A view of some layers, examples and rows; reads nothing but the offsets it needs.

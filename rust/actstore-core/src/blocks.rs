@@ -225,9 +225,7 @@ impl<'a> Dense<'a> {
         rows: Rows<'a>,
         layers: Option<&[usize]>,
     ) -> Result<Self> {
-        if !dtype.is_float() {
-            return Err(Error::invalid(format!("an array of {}: float types are computed on", dtype.name())));
-        }
+        check_float(dtype)?;
         if bytes.len() != shape.iter().product::<usize>() * dtype.size() {
             return Err(Error::shape(format!("{} bytes are not {shape:?} of {}", bytes.len(), dtype.name())));
         }
@@ -240,6 +238,14 @@ impl<'a> Dense<'a> {
         };
         Ok(Dense { bytes, dtype, shape, rows, layers, span, lists })
     }
+}
+
+/// An error unless elements of a type are computed on.
+pub fn check_float(dtype: Dtype) -> Result<()> {
+    if dtype.is_float() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("an array of {}: float types are computed on", dtype.name())))
 }
 
 /// The layers' positions, all of them unless some are given.

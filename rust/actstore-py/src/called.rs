@@ -8,6 +8,8 @@ use numpy::{PyArray1, PyArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::enter::standard;
+
 pub struct Called {
     new: Py<PyAny>,
     update: Py<PyAny>,
@@ -31,7 +33,8 @@ impl Called {
     }
 
     fn call<T>(&self, work: impl FnOnce(Python<'_>) -> PyResult<T>) -> actstore_core::Result<T> {
-        Python::attach(work).map_err(|error| {
+        // Its code may have this thread flush denormals, which is not to last.
+        standard(|| Python::attach(work)).map_err(|error| {
             if let Ok(mut raised) = self.raised.lock() {
                 raised.get_or_insert(error);
             }

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use actstore_core::kernels::StandardMode;
 use actstore_core::{Error, Kind, Task, process};
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
@@ -14,7 +15,13 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Runs work too short to be interrupted.
 pub fn enter_briefly<T: Send>(py: Python<'_>, work: impl FnOnce() -> actstore_core::Result<T> + Send) -> PyResult<T> {
-    py.detach(work).map_err(|error| raise(py, &error))
+    py.detach(|| standard(work)).map_err(|error| raise(py, &error))
+}
+
+/// Runs arithmetic of ours on the caller's thread: with denormals, whatever the caller does with its own.
+pub fn standard<T>(work: impl FnOnce() -> T) -> T {
+    let _mode = StandardMode::set();
+    work()
 }
 
 /// Runs work on the pool while this thread waits, with an ear for signals.

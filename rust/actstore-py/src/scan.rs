@@ -12,8 +12,8 @@ use pyo3::types::PyDict;
 
 use crate::array::{bytes, bytes_mut, dtype_of};
 use crate::called::Called;
-use crate::enter::{Threads, enter, raise};
-use crate::source::{ArrayArgument, RowsArgument, with_source};
+use crate::enter::{Threads, enter, raise, standard};
+use crate::source::{ArrayArgument, RowsArgument, apart, with_source};
 use crate::states;
 
 /// Runs rows of layers through reducers, each given as its kind and what it needs; their states.
@@ -31,7 +31,7 @@ pub fn scan(
 ) -> PyResult<Vec<Py<PyAny>>> {
     let asked = reducers.iter().map(|(kind, what)| Asked::new(py, kind, what));
     let asked: Vec<Asked<'_>> = asked.collect::<PyResult<_>>()?;
-    check_apart(py, &array, &asked)?;
+    check_apart(py, &array, &rows, &asked)?;
     with_source(py, &array, &rows, layers.as_deref(), |source| {
         let row = |position: usize| source.row(position);
         let made = asked.iter().map(|asked| asked.make(py, source.shape(), &row));
@@ -139,7 +139,7 @@ impl<'py> Asked<'py> {
             Asked::Python(what) => Made::Python(Called::new(what, dim)?),
             Asked::Summary => Made::Summary(Summarize { layers, dim }),
             Asked::Histogram => Made::Histogram(Histogram { layers }),
-            Asked::Moments(asked) => Made::Moments(asked.make(py, [rows, layers, dim], row)?, [layers, dim]),
+            Asked::Moments(asked) => Made::Moments(Box::new(asked.make(py, [rows, layers, dim], row)?), [layers, dim]),
             Asked::Pool { kind, offset, out } => {
                 let examples = Examples::new(offset.clone(), rows).map_err(wrong)?;
                 let shape = [examples.len(), layers, dim];
@@ -165,17 +165,21 @@ pub fn offsets(offset: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
 }
 
 /// An output that shares memory with another, or with what is read, would be written to while it is read.
-fn check_apart(py: Python<'_>, array: &ArrayArgument<'_>, asked: &[Asked<'_>]) -> PyResult<()> {
+fn check_apart(
+    py: Python<'_>,
+    array: &ArrayArgument<'_>,
+    rows: &RowsArgument<'_>,
+    asked: &[Asked<'_>],
+) -> PyResult<()> {
     let mut taken: Vec<Range<*const u8>> = Vec::new();
+    taken.extend(rows.memory()?);
     if let ArrayArgument::Memory(array) = array {
         taken.push(bytes(array)?.as_ptr_range());
     }
     for asked in asked {
         if let Asked::Pool { out, .. } = asked {
             let own = bytes(out)?.as_ptr_range();
-            if taken.iter().any(|other| own.start < other.end && other.start < own.end) {
-                return Err(raise(py, &Error::invalid("an output shares memory with another array of the call")));
-            }
+            taken.iter().try_for_each(|other| apart(py, &own, other))?;
             taken.push(own);
         }
     }
@@ -188,7 +192,7 @@ enum Made<'a> {
     Summary(Summarize),
     Histogram(Histogram),
     Pool(Box<dyn Reducer + 'a>),
-    Moments(Covariance<'a>, [usize; 2]),
+    Moments(Box<Covariance<'a>>, [usize; 2]),
 }
 
 impl Made<'_> {
@@ -204,7 +208,7 @@ impl Made<'_> {
 
     fn gatherer(&self) -> Option<&dyn Gatherer> {
         match self {
-            Made::Moments(gatherer, _) => Some(gatherer),
+            Made::Moments(gatherer, _) => Some(&**gatherer),
             _ => None,
         }
     }
@@ -223,14 +227,17 @@ impl Made<'_> {
         match self {
             Made::Python(_) => Ok(take_state::<Py<PyAny>>(state())),
             Made::Summary(reducer) => {
-                Ok(states::summary(py, reducer.layers(state()), reducer.dim)?.into_any().unbind())
+                let layers = standard(|| reducer.layers(state()));
+                Ok(states::summary(py, layers, reducer.dim)?.into_any().unbind())
             }
             Made::Histogram(reducer) => Ok(states::histogram(py, &reducer.counts(state()))?.into_any().unbind()),
             Made::Pool(_) => {
                 state();
                 Ok(py.None())
             }
-            Made::Moments(gatherer, shape) => Ok(states::moments(py, gatherer.into_sums(), shape)?.into_any().unbind()),
+            Made::Moments(gatherer, shape) => {
+                Ok(states::moments(py, standard(|| gatherer.into_sums()), shape)?.into_any().unbind())
+            }
         }
     }
 }

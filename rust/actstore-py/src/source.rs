@@ -1,5 +1,7 @@
 //! What analyses run over: a selection of a stored array, or of one in memory.
 
+use std::ops::Range;
+
 use actstore_core::blocks::{Blocks, Dense};
 use actstore_core::store::Selection;
 use actstore_core::{Error, Rows};
@@ -30,8 +32,8 @@ impl ArrayArgument<'_> {
 /// Rows: a range, or a list.
 #[derive(FromPyObject)]
 pub enum RowsArgument<'py> {
-    Range((usize, usize)),
     List(PyReadonlyArray1<'py, i64>),
+    Range((usize, usize)),
 }
 
 impl RowsArgument<'_> {
@@ -42,6 +44,27 @@ impl RowsArgument<'_> {
             RowsArgument::List(list) => Rows::List(list.as_slice()?),
         })
     }
+}
+
+impl RowsArgument<'_> {
+    /// The memory of a list.
+    pub fn memory(&self) -> PyResult<Option<Range<*const u8>>> {
+        Ok(match self {
+            RowsArgument::Range(_) => None,
+            RowsArgument::List(list) => {
+                let Range { start, end } = list.as_slice()?.as_ptr_range();
+                Some(start.cast()..end.cast())
+            }
+        })
+    }
+}
+
+/// An error when an output shares memory with what is read meanwhile.
+pub fn apart(py: Python<'_>, out: &Range<*const u8>, other: &Range<*const u8>) -> PyResult<()> {
+    if out.start < other.end && other.start < out.end {
+        return Err(raise(py, &Error::invalid("an output shares memory with another array of the call")));
+    }
+    Ok(())
 }
 
 /// Opens a selection and runs `work` over it.

@@ -10,7 +10,7 @@ use numpy::{IntoPyArray, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArray, PyU
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::enter::raise;
+use crate::enter::{raise, standard};
 
 /// Adds a state to another of the same kind.
 #[pyfunction]
@@ -23,7 +23,7 @@ pub fn merge_states<'py>(
     match kind {
         "summary" => {
             let ([mut a, b], dim) = alike(py, [read_summary(a)?, read_summary(b)?])?;
-            a.iter_mut().zip(b).for_each(|(a, b)| a.merge(b));
+            standard(|| a.iter_mut().zip(b).for_each(|(a, b)| a.merge(b)));
             summary(py, a, dim)
         }
         "histogram" => {

@@ -36,6 +36,13 @@ pub struct Scratch {
     planes: Vec<u8>,
 }
 
+impl Scratch {
+    /// Bytes of memory it has.
+    pub fn capacity(&self) -> usize {
+        self.stages.iter().map(Vec::capacity).sum::<usize>() + self.planes.capacity()
+    }
+}
+
 impl Chain {
     /// Reads a list of codecs.
     pub fn parse(list: &[Value], ndim: usize) -> Result<Self> {

@@ -41,7 +41,7 @@ mod score_avx512;
 use std::sync::OnceLock;
 
 pub use cast::{as_floats, bytes_of};
-pub use floats::keep_denormals;
+pub use floats::{StandardMode, keep_denormals};
 
 use crate::dtype::Dtype;
 

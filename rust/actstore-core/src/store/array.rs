@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use crate::blocks::choose_layers;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::format::shard::Span;
 use crate::format::zarr::ArrayMeta;
 use crate::kernels;
 use crate::process::{Task, pool};
@@ -28,8 +29,9 @@ thread_local! {
     static BUFFERS: RefCell<Vec<Buffers>> = RefCell::default();
 }
 
-/// Work below this many bytes is not worth waking other threads for.
-const SMALL: usize = 128 << 10;
+/// Copies of fewer bytes are not worth waking other threads for: half a millisecond of one thread, when the
+/// rows lie in no cache.
+const SMALL: usize = 1 << 20;
 
 /// An array, the rows of its parts one after the other.
 #[derive(Clone)]
@@ -133,6 +135,9 @@ impl Array {
     }
 }
 
+/// A shard by its part and number; None where the fill value stands for it.
+type AtHand = (usize, usize, Option<Arc<OpenShard>>);
+
 /// One call of [`Array::read`].
 struct Read<'a> {
     array: &'a Array,
@@ -210,44 +215,51 @@ impl Read<'_> {
         let row_bytes = self.cell * self.layers.len();
         let threads = if self.inline { 1 } else { rayon::current_num_threads() };
         let run = (list.len() / (4 * threads)).clamp(64, 1 << 16);
+        if self.inline {
+            return self.gather_run(list, out);
+        }
         let tasks = list.chunks(run).zip(out.chunks_mut(run * row_bytes)).collect();
-        self.each(tasks, |(list, out)| {
-            let mut held: Option<(usize, usize, Option<Arc<OpenShard>>)> = None;
-            for (i, (row, out)) in list.iter().zip(out.chunks_exact_mut(row_bytes)).enumerate() {
-                if i % 1024 == 0 {
-                    self.task.check()?;
-                }
-                let row = *row as usize;
-                let number = self.array.starts.partition_point(|s| *s <= row) - 1;
-                let part = &self.array.parts[number];
-                let meta = &part.meta;
-                let within = row - self.array.starts[number];
-                let (shard, in_shard) = (within / meta.shard[0], within % meta.shard[0]);
-                if held.as_ref().is_none_or(|h| (h.0, h.1) != (number, shard)) {
-                    held = Some((number, shard, part.shard([shard, 0, 0])?));
-                }
-                let (group, first) = (in_shard / meta.chunk[0], in_shard % meta.chunk[0]);
-                let stored = meta.shape[2] * meta.dtype.size();
-                for (layer, cell) in self.layers.iter().zip(out.chunks_exact_mut(self.cell)) {
-                    let chunk = group * meta.shape[1] + layer;
-                    match held.as_ref().and_then(|h| h.2.as_ref()) {
-                        Some(open)
-                            if open.spans.get(chunk).is_some_and(|s| *s != crate::format::shard::Span::ABSENT) =>
-                        {
-                            let bytes = part.checked(open, chunk, shard)?;
-                            kernels::convert(
-                                &bytes[first * stored..(first + 1) * stored],
-                                meta.dtype,
-                                cell,
-                                self.dtype,
-                            );
-                        }
-                        _ => part.fill(cell, self.dtype),
+        self.each(tasks, |(list, out)| self.gather_run(list, out))
+    }
+
+    fn gather_run(&self, list: &[i64], out: &mut [u8]) -> Result<()> {
+        /// Shards that are kept at hand: asking the store's cache for each row would take longer than its copy.
+        const AT_HAND: usize = 32;
+        let mut at_hand: [Option<AtHand>; AT_HAND] = [const { None }; AT_HAND];
+        let row_bytes = self.cell * self.layers.len();
+        let (mut number, mut bounds) = (0, 0..0);
+        for (i, (row, out)) in list.iter().zip(out.chunks_exact_mut(row_bytes)).enumerate() {
+            if i % 1024 == 0 {
+                self.task.check()?;
+            }
+            let row = *row as usize;
+            if !bounds.contains(&row) {
+                number = self.array.starts.partition_point(|s| *s <= row) - 1;
+                bounds = self.array.starts[number]..self.array.starts[number + 1];
+            }
+            let part = &self.array.parts[number];
+            let meta = &part.meta;
+            let within = row - bounds.start;
+            let (shard, in_shard) = (within / meta.shard[0], within % meta.shard[0]);
+            let slot = &mut at_hand[shard % AT_HAND];
+            let open = match slot {
+                Some((of, at, open)) if (*of, *at) == (number, shard) => open,
+                _ => &slot.insert((number, shard, part.shard([shard, 0, 0])?)).2,
+            };
+            let (group, first) = (in_shard / meta.chunk[0], in_shard % meta.chunk[0]);
+            let stored = meta.shape[2] * meta.dtype.size();
+            for (layer, cell) in self.layers.iter().zip(out.chunks_exact_mut(self.cell)) {
+                let chunk = group * meta.shape[1] + layer;
+                match open {
+                    Some(open) if open.spans.get(chunk).is_some_and(|span| *span != Span::ABSENT) => {
+                        let bytes = part.checked(open, chunk, shard)?;
+                        kernels::convert(&bytes[first * stored..(first + 1) * stored], meta.dtype, cell, self.dtype);
                     }
+                    _ => part.fill(cell, self.dtype),
                 }
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     /// Fills what one chunk (or, of foreign arrays, one row of chunks) has of a layer.
@@ -260,14 +272,18 @@ impl Read<'_> {
 
 /// Gives a closure `n` of this thread's buffers. They are taken out meanwhile: what runs may read again.
 pub(crate) fn with_buffers<T>(n: usize, work: impl FnOnce(&mut [Buffers]) -> T) -> T {
-    /// Buffers that a thread keeps, of some 2 MiB each: making them costs as much as decoding does.
-    const KEPT: usize = 16;
+    /// Bytes of buffers that a thread keeps: making them costs as much as decoding does. Chunks of 1 MiB take
+    /// twice that, and a search needs those of all layers of a view at once: this is enough for 48.
+    const KEPT: usize = 96 << 20;
     let mut buffers = BUFFERS.with_borrow_mut(|kept| kept.split_off(kept.len().saturating_sub(n)));
     buffers.resize_with(n, Buffers::default);
     let done = work(&mut buffers);
     BUFFERS.with_borrow_mut(|kept| {
-        kept.append(&mut buffers);
-        kept.truncate(KEPT);
+        let mut bytes: usize = kept.iter().map(Buffers::capacity).sum();
+        kept.extend(buffers.into_iter().take_while(|one| {
+            bytes = bytes.saturating_add(one.capacity());
+            bytes <= KEPT
+        }));
     });
     done
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::blocks::{Blocks, Decoded, Places, Positions, Strided, choose_layers, room};
+use crate::blocks::{Blocks, Decoded, Places, Positions, Strided, check_float, choose_layers, room};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::format::blosc;
@@ -28,6 +28,7 @@ pub struct Selection<'a> {
 impl<'a> Selection<'a> {
     /// `rows` of `layers` (positions; None for all).
     pub fn new(array: &'a Array, rows: Rows<'a>, layers: Option<&[usize]>) -> Result<Self> {
+        check_float(array.meta().dtype)?;
         rows.check(array.rows())?;
         let layers = choose_layers(layers, array.meta().shape[1])?;
         let (segments, places) = match rows {

@@ -22,6 +22,13 @@ pub(crate) struct Buffers {
     elements: Vec<u8>,
 }
 
+impl Buffers {
+    /// Bytes of memory they have.
+    pub(crate) fn capacity(&self) -> usize {
+        self.chunk.capacity() + self.scratch.capacity() + self.elements.capacity()
+    }
+}
+
 /// A chunk's place: of its shard in the grid, and within the shard.
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
@@ -42,9 +49,10 @@ pub(crate) struct PartArray {
 }
 
 impl PartArray {
-    /// Whether its shards are mapped and read in place.
+    /// Whether its shards are mapped and read in place: those that a record pins. Whoever writes a foreign array
+    /// may cut its files short, and a mapped page that is no longer there ends the process.
     pub(crate) fn maps(&self) -> bool {
-        self.meta.chain.is_raw() && self.meta.is_ours()
+        self.record.is_some() && self.meta.chain.is_raw() && self.meta.is_ours()
     }
 
     /// What the record says of a shard.
