@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,57 @@ def test_a_reducer_that_flushes_denormals_changes_no_other(memory_path: Path) ->
     assert (got.mean != 0).all()
     again = site.scan([actstore.Summary()], threads=1)[0]
     assert (again.mean == want.mean).all()
+
+
+# ---- A pool whose threads run code of the caller's ----
+
+
+def ask_for_ids_within_a_scan(tell: Tell, path: str) -> int:
+    """One thread looks up ids, which it has to read; all threads of its pool are reducers that ask for the same."""
+    store = actstore.open(path)
+    reading, all_in = threading.Event(), threading.Barrier(3)
+
+    class Asks(actstore.Reducer):
+        def new(self) -> int:
+            return 0
+
+        def update(self, state: int, block: actstore.Block) -> int:
+            if not reading.is_set():
+                all_in.wait()
+                reading.wait()
+                time.sleep(0.1)
+            store["resid"].example("1")
+            return state + len(block.values)
+
+        def merge(self, state: int, other: int) -> int:
+            return state + other
+
+        def finish(self, state: int) -> int:
+            return state
+
+    def look_up() -> None:
+        all_in.wait()
+        reading.set()
+        store["resid"].example("2")
+
+    thread = threading.Thread(target=look_up)
+    thread.start()
+    tell("the scan")
+    [found] = store["resid"].scan([Asks()], threads=0)
+    tell("the look-up")
+    thread.join()
+    return int(found)
+
+
+def test_a_reducer_that_asks_for_what_another_thread_reads(memory_path: Path) -> None:
+    n = 300_000  # Ids of more than a mebibyte, which are read in the pool.
+    with actstore.create(
+        memory_path / "x", {"resid": actstore.SiteSpec(1, 2, "float32", chunk_rows=50_000)}
+    ) as w:
+        w.append({"resid": np.ones((n, 1, 2), np.float32)}, np.ones(n, int), [str(i) for i in range(n)])
+    if len(os.sched_getaffinity(0)) != 2:
+        pytest.skip("the scan's threads are counted: two")
+    assert in_child(ask_for_ids_within_a_scan, str(memory_path / "x"), seconds=90) == n
 
 
 # ---- Outputs over what is read ----

@@ -8,7 +8,6 @@ import hashlib
 import operator
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol, Self
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from .ahead import Ahead
 from .arrays import new_array
 from .errors import InvalidInputError
+from .lazy import lazy
 from .selection import is_int
 from .shuffle import (
     ORDER,
@@ -221,7 +221,7 @@ class Feed:
         """Rows of the view, over all ranks."""
         return len(self.sites[0])
 
-    @cached_property
+    @lazy
     def bounds(self) -> Bounds:
         """Where this rank's batches begin."""
         return Bounds.of(self.n_rows, self.batch_size, self.drop_last, self.rank, self.world_size)
@@ -247,7 +247,7 @@ class Feed:
             min(chunks, self._rows_of(_RESERVOIR_CHUNK_BYTES)),
         )
 
-    @cached_property
+    @lazy
     def _parts(self) -> list[tuple[int, int]]:
         """Rows, and rows in a chunk, of each part; by the site with the largest chunks."""
         by_site = []
@@ -255,7 +255,7 @@ class Feed:
             by_site.append([(rows, max(1, chunk)) for rows, chunk in site._origin.pieces()])
         return max(by_site, key=lambda parts: max((chunk for _, chunk in parts), default=1))
 
-    @cached_property
+    @lazy
     def cells(self) -> Cells:
         """The view's rows, cut where chunks end."""
         most = self.reservoir if self.shuffle else self._rows_of(_RESERVOIR_BYTES)
@@ -277,7 +277,7 @@ class Feed:
 
     # ---- States ----
 
-    @cached_property
+    @lazy
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for an epoch to go on, ready for JSON."""
         rows = self.sites[0]._view.rows

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from .errors import InvalidInputError, ShapeError
 from .explain import Explanation, explained
+from .lazy import lazy
 from .origin import Origin
 from .selection import int_position, is_int
 from .view import View
@@ -99,7 +99,7 @@ class Hits:
         self._origin: Origin | None = origin
         self._asked: Asked | None = asked
 
-    @cached_property
+    @lazy
     def _places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         assert self._origin is not None
         self._origin.check_open()
@@ -121,7 +121,7 @@ class Hits:
         """The place of each hit's row within its example, int64 ``[nq, k]``; -1 where missing."""
         return self._places[1]
 
-    @cached_property
+    @lazy
     def ids(self) -> list[list[str | None]]:
         """The id of each hit's example, ``[nq][k]``; None where missing."""
         assert self._origin is not None

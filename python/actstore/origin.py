@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +13,7 @@ from . import _native
 from .arrays import COLUMN_DTYPES, FLOAT_DTYPES, new_array
 from .errors import FormatError, NotFoundError
 from .layout import EXAMPLES, IDS
+from .lazy import lazy
 from .parts import Part
 from .selection import Rows, RowView, rows_array
 from .snapshot import Handle, Snapshot, load
@@ -64,7 +64,7 @@ class Origin(ABC):
     about: Mapping[str, Any] = MappingProxyType({})
     made_of: Made | None = None
 
-    @cached_property
+    @lazy
     def norms(self) -> dict[str, NDArray[np.float64]]:
         """Empty at first."""
         return {}

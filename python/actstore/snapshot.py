@@ -4,13 +4,13 @@ import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from . import _native
 from .columns import Columns
 from .errors import InvalidInputError, NotFoundError, StorageError
 from .layout import EXAMPLES, Derived, SiteLayout
+from .lazy import lazy
 from .parts import Part, agree, find_parts, in_order, read_part
 
 
@@ -149,7 +149,7 @@ class Snapshot:
                 with contextlib.suppress(NotFoundError):
                     part.reader.array(name)
 
-    @cached_property
+    @lazy
     def _positions(self) -> dict[str, int]:
         """Ids to example numbers, -1 for an id that several examples have."""
         positions: dict[str, int] = {}

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from . import _native, whiteners
 from .arrays import FLOAT_DTYPES, as_numpy, new_array
 from .errors import FormatError, InvalidInputError, NotFoundError, NumericalError, ShapeError
+from .lazy import lazy
 from .memory import array_origin
 from .moments import UNIT_ROUNDOFF, MomentsResult, moments_view
 from .selection import is_int, layer_positions, native_rows
@@ -203,7 +203,7 @@ class Whitener:
             source=self.source,
         )
 
-    @cached_property
+    @lazy
     def map_rows(self) -> NDArray[np.float64]:
         """Rows of the map, ``[L, R, D]``: directions over the roots of their variances."""
         scale = np.zeros_like(self.variance)
@@ -211,7 +211,7 @@ class Whitener:
             scale[i, :rank] = 1.0 / np.sqrt(self.variance[i, :rank] + self.eps)
         return np.ascontiguousarray(self.components * scale[:, :, None])
 
-    @cached_property
+    @lazy
     def digest(self) -> str:
         """Of all that decides norms: equal for equal whiteners."""
         found = hashlib.blake2b(digest_size=16)

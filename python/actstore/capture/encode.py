@@ -7,13 +7,13 @@ itself would cut it, so that how much was cut is known, and windows are made of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInputError
+from ..lazy import lazy
 from .chat import Chat
 from .encoding import Encoding, control_tokens, encoded
 from .example import Example, Piece
@@ -203,7 +203,7 @@ class Encoder:
             )
         return self.tokenizer
 
-    @cached_property
+    @lazy
     def _control(self) -> NDArray[np.int64]:
         return control_tokens(self.tokenizer)
 

@@ -11,10 +11,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from ..errors import ActstoreError, InvalidInputError, NotFoundError, StorageError
+from ..lazy import lazy
 from ..parts import near
 from .forms import CONTENT
 
@@ -90,7 +90,7 @@ class Texts:
         with _reading(self.title):
             yield from self._read()
 
-    @cached_property
+    @lazy
     def n_examples(self) -> int | None:
         """How many there are; None when only reading them all would tell."""
         with _reading(self.title):

@@ -263,8 +263,8 @@ fn check_own(path: &Path, root: &Value) -> Result<()> {
             let own = match folder.as_str() {
                 _ if name == "zarr.json" => true,
                 COMMITS => is_of_commits(&name),
-                "" => is_orphan(path, &inner),
-                _ => name == "c" || is_orphan(path, &inner),
+                "" => is_orphan(path, &inner)?,
+                _ => name == "c" || is_orphan(path, &inner)?,
             };
             if !own {
                 return Err(Error::new(
@@ -315,7 +315,7 @@ fn remains(path: &Path) -> Result<Option<Vec<PathBuf>>> {
         }
     }
     for name in files::list(path)?.into_iter().filter(|name| name != COMMITS) {
-        if !empty_nodes(&path.join(name), 0, &mut found)? {
+        if !empty_nodes(&path.join(name), false, 0, &mut found)? {
             return Ok(None);
         }
     }
@@ -324,31 +324,56 @@ fn remains(path: &Path) -> Result<Option<Vec<PathBuf>>> {
     Ok((locked || found.is_empty()).then_some(found))
 }
 
-/// Whether a folder holds nothing but metadata of nodes without rows.
-fn empty_nodes(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<bool> {
+/// Whether a folder is what a killed writer left of a node that it had not committed: metadata of a group
+/// without attributes or of an array without rows, for rows are told after the record, and perhaps shards.
+pub(crate) fn is_leftover(folder: &Path) -> Result<bool> {
+    empty_nodes(folder, true, 0, &mut Vec::new())
+}
+
+/// Whether a folder holds nothing but metadata of nodes without rows, and perhaps `shards`.
+fn empty_nodes(folder: &Path, shards: bool, depth: usize, found: &mut Vec<PathBuf>) -> Result<bool> {
     const DEEPEST: usize = 16;
     if !is_folder(folder) || depth > DEEPEST {
         return Ok(false);
     }
     for name in files::list(folder)? {
         let inner = folder.join(&name);
-        if name != "zarr.json" {
-            if !empty_nodes(&inner, depth + 1, found)? {
+        if name == "zarr.json" {
+            if !is_empty_node(&inner) {
                 return Ok(false);
             }
+            found.push(inner);
             continue;
         }
-        let node = if inner.is_symlink() { None } else { files::read_json(&inner).ok().flatten() };
-        let is_empty = node.is_some_and(|node| match node.get("node_type").and_then(Value::as_str) {
-            Some("group") => true,
-            Some("array") => node.pointer("/shape/0").and_then(Value::as_u64) == Some(0),
-            _ => false,
-        });
-        if !is_empty {
+        let are_shards = shards && name == "c" && only_shards(&inner, 0)?;
+        if !are_shards && !empty_nodes(&inner, shards, depth + 1, found)? {
             return Ok(false);
         }
-        found.push(inner);
     }
     found.push(folder.to_path_buf());
+    Ok(true)
+}
+
+fn is_empty_node(file: &Path) -> bool {
+    let node = if file.is_symlink() { None } else { files::read_json(file).ok().flatten() };
+    node.is_some_and(|node| match node.get("node_type").and_then(Value::as_str) {
+        Some("group") => node.get("attributes").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty),
+        Some("array") => node.pointer("/shape/0").and_then(Value::as_u64) == Some(0),
+        _ => false,
+    })
+}
+
+/// Whether a folder holds nothing but files called by numbers, in folders called by numbers.
+fn only_shards(folder: &Path, depth: usize) -> Result<bool> {
+    if !is_folder(folder) || depth > 3 {
+        return Ok(false);
+    }
+    for name in files::list(folder)? {
+        let inner = folder.join(&name);
+        let is_file = inner.symlink_metadata().is_ok_and(|found| found.is_file());
+        if name.parse::<u64>().is_err() || !(is_file || only_shards(&inner, depth + 1)?) {
+            return Ok(false);
+        }
+    }
     Ok(true)
 }

@@ -15,7 +15,7 @@ use crate::format::zarr::{self, ArraySpec};
 use crate::process::{Task, pool};
 use crate::selection::Rows;
 use crate::store::array_writer::ArrayWriter;
-use crate::store::creation::Place;
+use crate::store::creation::{Place, is_leftover};
 use crate::store::files::{self, COMMITS, TEMPORARY};
 use crate::store::lock::Lock;
 use crate::store::pipeline::Buffers;
@@ -493,7 +493,7 @@ pub(crate) fn orphans(store: &Path, record: &Record) -> Result<Vec<PathBuf>> {
                 let past = |entry: &String| entry.parse::<u64>().is_ok_and(|number| number >= known);
                 let past = files::list(&shards)?.into_iter().filter(past).map(|entry| shards.join(entry));
                 found.extend(past.filter(|shard| !shard.is_symlink()));
-            } else if is_orphan(store, &path) {
+            } else if is_orphan(store, &path)? {
                 found.push(store.join(&path));
             }
         }
@@ -501,15 +501,15 @@ pub(crate) fn orphans(store: &Path, record: &Record) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether a node that the record does not know is of ours: inside our groups all are, beside them derived arrays.
-pub(crate) fn is_orphan(store: &Path, path: &str) -> bool {
-    if store.join(path).is_symlink() {
-        return false;
-    }
-    let file = store.join(path).join("zarr.json");
-    if path.contains('/') {
-        return file.is_file();
+/// Whether a node that the record does not know was left by a writer of ours: inside our groups any that is empty
+/// yet, beside them a derived array.
+pub(crate) fn is_orphan(store: &Path, path: &str) -> Result<bool> {
+    let folder = store.join(path);
+    let file = folder.join("zarr.json");
+    let is_node = folder.is_dir() && file.is_file();
+    if !is_node || !is_leftover(&folder)? {
+        return Ok(false);
     }
     let node = files::read_json(&file).ok().flatten();
-    node.is_some_and(|node| node.pointer("/attributes/actstore/derived").is_some())
+    Ok(path.contains('/') || node.is_some_and(|node| node.pointer("/attributes/actstore/derived").is_some()))
 }
