@@ -20,7 +20,10 @@ from .threads import THREADS, pin
 STORE_FIGURES = ("write", "disk", "ratio", "layer", "raw", "gather")
 PASS_FIGURES = ("scan", "pool", "search", "filter", "feed", "moments", "neighbors", "whiten")
 QUICK_ROWS = {"minilm": 16_384, "synthetic": 4_096, "long": 20_000}
-FIGURES = ("machine", *STORE_FIGURES, "open", *PASS_FIGURES, "memory", "maxsim", "capture")
+FIGURES = (
+    *("machine", *STORE_FIGURES, "open", *PASS_FIGURES, "memory"),
+    *("maxsim", "few-rows", "layers", "capture"),
+)
 
 
 def main() -> None:
@@ -59,6 +62,7 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
         capturing,
         feeding,
         filtering,
+        gathering,
         late_interaction,
         moments,
         neighbours,
@@ -124,6 +128,10 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
             del loaded, bench
     if "maxsim" in wanted:
         late_interaction.maxsim(report, tmpfs, rounds.read, options.quick)
+    if "few-rows" in wanted:
+        gathering.gathering(report, tmpfs, rounds.read, options.quick)
+    if "layers" in wanted:
+        gathering.layers(report, tmpfs, rounds.read, options.quick)
     if "capture" in wanted:
         capturing.capturing(report, tmpfs, options.quick)
 

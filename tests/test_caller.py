@@ -93,7 +93,7 @@ def test_a_reducer_that_flushes_denormals_changes_no_other(memory_path: Path) ->
 
 
 def ask_for_ids_within_a_scan(tell: Tell, path: str) -> int:
-    """One thread looks up ids, which it has to read; all threads of its pool are reducers that ask for the same."""
+    """One thread looks up ids, which it has to read; all threads of its pool are reducers that ask too."""
     store = actstore.open(path)
     reading, all_in = threading.Event(), threading.Barrier(3)
 
