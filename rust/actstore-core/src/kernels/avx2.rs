@@ -179,20 +179,25 @@ fn f16_f32(src: &[u8], out: &mut [u8]) {
 
 /// Loads and stores instead of libc's memcpy: `rep movsb` falls to a quarter of its speed when the
 /// destination lies a few bytes past the source modulo the page size, as it does from a mapped file
-/// into a malloc'ed array.
+/// into a malloc'ed array. libc uses it from some KiB on.
 #[target_feature(enable = "avx2")]
 fn copy(src: &[u8], out: &mut [u8]) {
+    const SHORT: usize = 2048;
     assert_eq!(src.len(), out.len());
-    let whole = src.len() / 128 * 128;
-    for i in (0..whole).step_by(128) {
-        let (a, b) = (load256(src, i), load256(src, i + 32));
-        let (c, d) = (load256(src, i + 64), load256(src, i + 96));
-        store256(out, i, a);
-        store256(out, i + 32, b);
-        store256(out, i + 64, c);
-        store256(out, i + 96, d);
+    if src.len() < SHORT {
+        return out.copy_from_slice(src);
     }
-    out[whole..].copy_from_slice(&src[whole..]);
+    let (pieces, rest) = src.as_chunks::<128>();
+    let (places, rest_of_out) = out.as_chunks_mut::<128>();
+    for (piece, place) in pieces.iter().zip(places) {
+        let (a, b) = (load256(piece, 0), load256(piece, 32));
+        let (c, d) = (load256(piece, 64), load256(piece, 96));
+        store256(place, 0, a);
+        store256(place, 32, b);
+        store256(place, 64, c);
+        store256(place, 96, d);
+    }
+    rest_of_out.copy_from_slice(rest);
 }
 
 /// The set as a bit for each upper nibble, in a table over lower nibbles: two shuffles look up 32 bytes.

@@ -15,7 +15,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::format::shard::Span;
 use crate::format::zarr::ArrayMeta;
-use crate::kernels;
+use crate::kernels::{self, kernels};
 use crate::process::{Task, pool};
 use crate::selection::Rows;
 use crate::store::Verify;
@@ -228,6 +228,7 @@ impl Read<'_> {
         let mut at_hand: [Option<AtHand>; AT_HAND] = [const { None }; AT_HAND];
         let row_bytes = self.cell * self.layers.len();
         let (mut number, mut bounds) = (0, 0..0);
+        let copy = kernels().copy;
         for (i, (row, out)) in list.iter().zip(out.chunks_exact_mut(row_bytes)).enumerate() {
             if i % 1024 == 0 {
                 self.task.check()?;
@@ -253,7 +254,12 @@ impl Read<'_> {
                 match open {
                     Some(open) if open.spans.get(chunk).is_some_and(|span| *span != Span::ABSENT) => {
                         let bytes = part.checked(open, chunk, shard)?;
-                        kernels::convert(&bytes[first * stored..(first + 1) * stored], meta.dtype, cell, self.dtype);
+                        let bytes = &bytes[first * stored..(first + 1) * stored];
+                        if meta.dtype == self.dtype {
+                            copy(bytes, cell);
+                        } else {
+                            kernels::convert(bytes, meta.dtype, cell, self.dtype);
+                        }
                     }
                     _ => part.fill(cell, self.dtype),
                 }
