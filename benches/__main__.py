@@ -22,7 +22,7 @@ PASS_FIGURES = ("scan", "pool", "search", "filter", "feed", "moments", "neighbor
 QUICK_ROWS = {"minilm": 16_384, "synthetic": 4_096, "long": 20_000}
 FIGURES = (
     *("machine", *STORE_FIGURES, "open", *PASS_FIGURES, "memory"),
-    *("maxsim", "few-rows", "layers", "capture"),
+    *("maxsim", "few-rows", "layers", "conversions", "capture"),
 )
 
 
@@ -60,6 +60,7 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
     # Late: torch and the peers take seconds, and --help should not.
     from . import (
         capturing,
+        conversions,
         feeding,
         filtering,
         gathering,
@@ -132,6 +133,9 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
         gathering.gathering(report, tmpfs, rounds.read, options.quick)
     if "layers" in wanted:
         gathering.layers(report, tmpfs, rounds.read, options.quick)
+    if "conversions" in wanted:
+        with tempfile.TemporaryDirectory(dir=tmpfs) as place:
+            conversions.conversions(report, Path(place), rounds.read, options.quick)
     if "capture" in wanted:
         capturing.capturing(report, tmpfs, options.quick)
 

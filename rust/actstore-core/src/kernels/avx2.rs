@@ -22,8 +22,7 @@ pub const KERNELS: Kernels = Kernels {
     join4: detected!(join4(planes: [&[u8]; 4], out: &mut [u8])),
     split2: detected!(split2(src: &[u8], low: &mut [u8], high: &mut [u8])),
     split4: detected!(split4(src: &[u8], planes: [&mut [u8]; 4])),
-    bf16_f32: detected!(bf16_f32(src: &[u8], out: &mut [u8])),
-    f16_f32: detected!(f16_f32(src: &[u8], out: &mut [u8])),
+    convert: super::convert_avx2::CONVERSIONS,
     copy: detected!(copy(src: &[u8], out: &mut [u8])),
     all_in: detected!(all_in(bytes: &[u8], set: &[bool; 256])),
     prefetch,
@@ -34,7 +33,7 @@ pub const KERNELS: Kernels = Kernels {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load128(src: &[u8], at: usize) -> __m128i {
+pub fn load128(src: &[u8], at: usize) -> __m128i {
     let src: &[u8; 16] = src[at..at + 16].try_into().expect("sixteen bytes");
     // SAFETY: sixteen bytes are there, and the load needs no alignment.
     unsafe { _mm_loadu_si128(src.as_ptr().cast()) }
@@ -42,7 +41,7 @@ fn load128(src: &[u8], at: usize) -> __m128i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load256(src: &[u8], at: usize) -> __m256i {
+pub fn load256(src: &[u8], at: usize) -> __m256i {
     let src: &[u8; 32] = src[at..at + 32].try_into().expect("thirty-two bytes");
     // SAFETY: thirty-two bytes are there, and the load needs no alignment.
     unsafe { _mm256_loadu_si256(src.as_ptr().cast()) }
@@ -50,7 +49,7 @@ fn load256(src: &[u8], at: usize) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn store128(out: &mut [u8], at: usize, value: __m128i) {
+pub fn store128(out: &mut [u8], at: usize, value: __m128i) {
     let out: &mut [u8; 16] = (&mut out[at..at + 16]).try_into().expect("sixteen bytes");
     // SAFETY: sixteen bytes are there, and the store needs no alignment.
     unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), value) }
@@ -58,7 +57,7 @@ fn store128(out: &mut [u8], at: usize, value: __m128i) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn store256(out: &mut [u8], at: usize, value: __m256i) {
+pub fn store256(out: &mut [u8], at: usize, value: __m256i) {
     let out: &mut [u8; 32] = (&mut out[at..at + 32]).try_into().expect("thirty-two bytes");
     // SAFETY: thirty-two bytes are there, and the store needs no alignment.
     unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), value) }
@@ -154,27 +153,6 @@ fn split4(src: &[u8], planes: [&mut [u8]; 4]) {
         store128(p3, i, _mm_unpackhi_epi64(ab, cd));
     }
     scalar::split(&src[4 * whole..], &mut [&mut p0[whole..], &mut p1[whole..], &mut p2[whole..], &mut p3[whole..]]);
-}
-
-#[target_feature(enable = "avx2")]
-fn bf16_f32(src: &[u8], out: &mut [u8]) {
-    let whole = src.len() / 32 * 32;
-    let zero = _mm_setzero_si128();
-    for i in (0..whole).step_by(16) {
-        let pairs = load128(src, i);
-        store128(out, 2 * i, _mm_unpacklo_epi16(zero, pairs));
-        store128(out, 2 * i + 16, _mm_unpackhi_epi16(zero, pairs));
-    }
-    (scalar::KERNELS.bf16_f32)(&src[whole..], &mut out[2 * whole..]);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn f16_f32(src: &[u8], out: &mut [u8]) {
-    let whole = src.len() / 32 * 32;
-    for i in (0..whole).step_by(16) {
-        store256(out, 2 * i, _mm256_castps_si256(_mm256_cvtph_ps(load128(src, i))));
-    }
-    (scalar::KERNELS.f16_f32)(&src[whole..], &mut out[2 * whole..]);
 }
 
 /// Loads and stores instead of libc's memcpy: `rep movsb` falls to a quarter of its speed when the

@@ -10,6 +10,7 @@ pub fn detect() -> Option<&'static Kernels> {
 
 static KERNELS: Kernels = Kernels {
     name: "avx512",
+    convert: super::convert_avx512::CONVERSIONS,
     scores: super::score_avx512::SCORES,
     products: super::products_avx512::PRODUCTS,
     ..avx2::KERNELS

@@ -16,6 +16,7 @@ macro_rules! detected {
 }
 
 mod cast;
+pub mod convert_scalar;
 mod floats;
 pub mod huffman;
 pub mod products_scalar;
@@ -27,6 +28,10 @@ pub mod score_scalar;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod convert_avx2;
+#[cfg(target_arch = "x86_64")]
+mod convert_avx512;
 #[cfg(target_arch = "x86_64")]
 mod products_avx2;
 #[cfg(target_arch = "x86_64")]
@@ -68,10 +73,8 @@ pub struct Kernels {
     pub split2: Split2,
     /// 4-byte elements to four planes.
     pub split4: Split4,
-    /// bfloat16 to float32.
-    pub bf16_f32: Unary,
-    /// float16 to float32.
-    pub f16_f32: Unary,
+    /// Float types to others.
+    pub convert: convert_scalar::Conversions,
     /// Bytes as they are.
     pub copy: Unary,
     /// Whether all bytes are in a set.
@@ -177,12 +180,12 @@ pub fn instruction_set() -> &'static str {
 /// When the lengths do not hold the same number of elements, or a type is not a float and they differ.
 pub fn convert(src: &[u8], from: Dtype, dst: &mut [u8], to: Dtype) {
     assert_eq!(src.len() / from.size(), dst.len() / to.size());
-    match (from, to) {
-        _ if from == to => (kernels().copy)(src, dst),
-        (Dtype::BFloat16, Dtype::Float32) => (kernels().bf16_f32)(src, dst),
-        (Dtype::Float16, Dtype::Float32) => (kernels().f16_f32)(src, dst),
-        _ => scalar::convert(src, from, dst, to),
+    if from == to {
+        return (kernels().copy)(src, dst);
     }
+    let place =
+        |dtype: Dtype| convert_scalar::place(dtype).unwrap_or_else(|| panic!("{} is not a float", dtype.name()));
+    (kernels().convert[place(from)][place(to)])(src, dst);
 }
 
 #[cfg(test)]
@@ -234,14 +237,6 @@ mod tests {
                     (scalar::KERNELS.join2)(&p0, &p1, &mut joined);
                     assert!(joined == src[..2 * n]);
 
-                    for (f, g) in
-                        [(kernels.bf16_f32, scalar::KERNELS.bf16_f32), (kernels.f16_f32, scalar::KERNELS.f16_f32)]
-                    {
-                        let (mut a, mut b) = (vec![0; n * 4], vec![1; n * 4]);
-                        f(&src[..2 * n], &mut a);
-                        g(&src[..2 * n], &mut b);
-                        assert!(a == b);
-                    }
                     let mut set = [false; 256];
                     src.iter().take(60).for_each(|b| set[usize::from(*b)] = true);
                     assert!((kernels.all_in)(&src[..n.min(60)], &set));

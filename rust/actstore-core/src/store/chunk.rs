@@ -1,9 +1,18 @@
 //! A decoded chunk's elements: in C order, converted, where they belong.
 
+use std::cell::RefCell;
+
 use crate::dtype::Dtype;
 use crate::format::blosc::Decoded;
 use crate::format::zarr::ArrayMeta;
 use crate::kernels::{self, kernels, scalar};
+
+/// Bytes that are put together from planes before they are converted: they stay in the first-level cache.
+const PIECE: usize = 8 << 10;
+
+thread_local! {
+    static PIECES: RefCell<[u8; PIECE]> = const { RefCell::new([0; PIECE]) };
+}
 
 /// Elements `first..first + n` of a chunk, converted.
 pub fn emit(decoded: &Decoded<'_>, first: usize, n: usize, from: Dtype, out: &mut [u8], to: Dtype) {
@@ -22,11 +31,15 @@ pub fn emit(decoded: &Decoded<'_>, first: usize, n: usize, from: Dtype, out: &mu
                     4 => (k.join4)([plane(0), plane(1), plane(2), plane(3)], out),
                     size => scalar::join(&(0..size).map(plane).collect::<Vec<_>>(), out),
                 },
-                _ => {
-                    let mut elements = vec![0; n * from.size()];
-                    emit(decoded, first, n, from, &mut elements, from);
-                    kernels::convert(&elements, from, out, to);
-                }
+                _ => PIECES.with_borrow_mut(|piece| {
+                    let step = PIECE / from.size();
+                    for (i, out) in out.chunks_mut(step * to.size()).enumerate() {
+                        let n = out.len() / to.size();
+                        let piece = &mut piece[..n * from.size()];
+                        emit(decoded, first + i * step, n, from, piece, from);
+                        kernels::convert(piece, from, out, to);
+                    }
+                }),
             }
         }
     }
