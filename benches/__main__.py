@@ -21,7 +21,7 @@ STORE_FIGURES = ("write", "disk", "ratio", "layer", "raw", "gather")
 PASS_FIGURES = ("scan", "pool", "search", "filter", "feed", "moments", "neighbors", "whiten")
 QUICK_ROWS = {"minilm": 16_384, "synthetic": 4_096, "long": 20_000}
 FIGURES = (
-    *("machine", *STORE_FIGURES, "open", *PASS_FIGURES, "memory"),
+    *("machine", *STORE_FIGURES, "import", "open", *PASS_FIGURES, "memory"),
     *("maxsim", "few-rows", "layers", "conversions", "capture"),
 )
 
@@ -64,6 +64,7 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
         feeding,
         filtering,
         gathering,
+        importing,
         late_interaction,
         moments,
         neighbours,
@@ -87,6 +88,8 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
         print("\n--disk is a folder in memory: no figure on disk", file=sys.stderr)
     if "machine" in wanted:
         machine_limits(report, tmpfs, on_disk, rounds.write)
+    if "import" in wanted:
+        importing.importing(report, tmpfs, rounds.read)
     if "open" in wanted:
         store.opening(tmpfs, 4 * rounds.read, report)
     figures = {

@@ -8,6 +8,7 @@ children may use torch as well, and so that all captures compute alike.
 import atexit
 import contextlib
 import functools
+import itertools
 import json
 import os
 import random
@@ -20,6 +21,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from children import LIMIT, hear_signals
 
 INTERRUPTED = 130
 """The exit status of a child that saw KeyboardInterrupt."""
@@ -38,7 +41,7 @@ class Child:
         """Batches that were begun so far, without those of the pilot."""
         return self._ticks.stat().st_size if self._ticks.exists() else 0
 
-    def wait_for_ticks(self, n: int, seconds: float = 30) -> bool:
+    def wait_for_ticks(self, n: int, seconds: float = LIMIT) -> bool:
         """Until the model has run so often; False when the child is at its end before."""
         end = time.monotonic() + seconds
         while self.n_ticks < n:
@@ -53,7 +56,7 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = LIMIT) -> int:
         """Its exit status; -n when it died of signal n. One that hangs is killed, and that is an error."""
         hung = threading.Event()
 
@@ -94,7 +97,7 @@ class Nursery:
         self._write(asked)
         return Child(self, int(self._line()["pid"]), ticks, said)
 
-    def run(self, job: str, path: Path, seconds: float = 60, **more: Any) -> Child:
+    def run(self, job: str, path: Path, seconds: float = LIMIT, **more: Any) -> Child:
         """A job from beginning to end, which is good."""
         child = self.start(job, path, **more)
         status = child.wait(seconds)
@@ -114,7 +117,7 @@ class Nursery:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(60)
+        self._process.wait(LIMIT)
         self._process.stdout.close()
 
     def _write(self, asked: dict[str, Any]) -> None:
@@ -153,8 +156,10 @@ def random_kills(
     rng = random.Random(seed)
     most, found, n_fruitful = longest, 0, 0
     for _ in range(n_kills):
-        child = nursery().start("slowly", path, **more)
-        child.wait_for_ticks(rng.randrange(int(most)))
+        n = rng.randrange(int(most))
+        # It does not come to its end before the kill, though this process be kept from sending it.
+        child = nursery().start("slowly", path, hold=n + 40, **more)
+        child.wait_for_ticks(n)
         time.sleep(rng.uniform(0, 0.02))
         child.send(signal.SIGKILL)
         status = child.wait()
@@ -170,8 +175,16 @@ def random_kills(
 # ---- in the child ----
 
 
-def slowly(path: str, tick: Callable[[], None], case: str, n: int, pause: float = 0.0, **more: Any) -> None:
-    """Captures a case, resuming it, with a commit after each window."""
+def slowly(
+    path: str,
+    tick: Callable[[], None],
+    case: str,
+    n: int,
+    pause: float = 0.0,
+    hold: int | None = None,
+    **more: Any,
+) -> None:
+    """Captures a case, resuming it, with a commit after each window; it goes no further than batch `hold`."""
     import actstore
     from actstore.capture import run
 
@@ -179,6 +192,7 @@ def slowly(path: str, tick: Callable[[], None], case: str, n: int, pause: float 
     if more.pop("overlapped", False):
         run.Run = overlapped(run.Run)  # type: ignore[misc]
     arguments = dict(_case(case, n))
+    passed = itertools.count(1)
 
     class Watched(run.Run):  # type: ignore[name-defined]
         def run(self, *args: Any) -> None:
@@ -187,7 +201,7 @@ def slowly(path: str, tick: Callable[[], None], case: str, n: int, pause: float 
 
     def pass_by(module: Any, args: Any) -> None:
         tick()
-        time.sleep(pause)
+        time.sleep(10 * LIMIT if next(passed) == hold else pause)
 
     run.Run = Watched  # type: ignore[misc]
     actstore.capture(path, **{"resume": True, **arguments, **more}).close()
@@ -239,6 +253,23 @@ def signalled(path: str, tick: Callable[[], None], how: str, number: int, at: in
                 thread = threading.Thread(target=send)
                 thread.start()
                 thread.join()
+
+    slowly(path, ticking, **more)
+
+
+def stuck(path: str, tick: Callable[[], None], **more: Any) -> None:
+    """Captures with a model that never comes to the end of its first batch.
+
+    It ticks when that begins, and again once a signal has been noted.
+    """
+
+    def ticking() -> None:
+        tick()
+        noting = signal.getsignal(signal.SIGINT).__self__  # type: ignore[union-attr]
+        while noting.pending is None:
+            time.sleep(0.001)
+        tick()
+        time.sleep(10 * LIMIT)
 
     slowly(path, ticking, **more)
 
@@ -308,11 +339,11 @@ def with_workers(path: str, tick: Callable[[], None], **more: Any) -> None:
     def inputs() -> Iterator[Any]:
         given = _case(more["case"], more["n"])["texts"]
         yield from given[:100]
-        process = context.Process(target=time.sleep, args=(60,))
+        process = context.Process(target=time.sleep, args=(10 * LIMIT,))
         process.start()
         time.sleep(0.1)
         process.terminate()
-        process.join(3)
+        process.join(LIMIT / 2)
         words.append(f"died of {process.exitcode}")
         process.kill()
         process.join()
@@ -324,7 +355,7 @@ def with_workers(path: str, tick: Callable[[], None], **more: Any) -> None:
 
 JOBS: dict[str, Callable[..., None]] = {
     job.__name__: job
-    for job in (slowly, part, dealt, signalled, beside, talking, reading, trickle, with_workers)
+    for job in (slowly, part, dealt, signalled, stuck, beside, talking, reading, trickle, with_workers)
 }
 
 
@@ -360,6 +391,7 @@ def main() -> None:
     import capture_cases  # noqa: F401
     import torch
 
+    hear_signals()
     torch.set_num_threads(1)
     for line in sys.stdin:
         asked = json.loads(line)

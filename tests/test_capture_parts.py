@@ -13,6 +13,7 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
+from children import LIMIT
 
 pytest.importorskip("transformers")
 
@@ -230,7 +231,7 @@ def test_torchrun(memory_path: Path, tmp_path: Path) -> None:
         [*command, str(path), str(Path(__file__).parent)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT,
         env=env,
     )
     assert done.returncode == 0, done.stderr

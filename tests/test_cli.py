@@ -13,6 +13,7 @@ import actstore
 import numpy as np
 import pytest
 from builders import files_on_disk
+from children import LIMIT
 
 COMMANDS = ("info", "verify", "compact", "export", "import")
 ACTS = np.arange(6 * 2 * 4, dtype=np.float32).reshape(6, 2, 4)
@@ -53,7 +54,7 @@ def process(*args: str | Path, **keywords: Any) -> subprocess.CompletedProcess[s
     """The same as a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "actstore", *map(os.fspath, args)],
-        **{"capture_output": True, "text": True, "timeout": 60, "check": False, **keywords},
+        **{"capture_output": True, "text": True, "timeout": LIMIT, "check": False, **keywords},
     )
     assert "Traceback" not in f"{done.stdout}{done.stderr}"
     return done
@@ -426,7 +427,7 @@ def closed(redirection: str, *args: str | Path) -> subprocess.CompletedProcess[s
     """A command with one of its streams closed by the shell."""
     script = f'exec "$@" {redirection}'
     whole = ["sh", "-c", script, "sh", sys.executable, "-m", "actstore", *map(os.fspath, args)]
-    return subprocess.run(whole, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(whole, capture_output=True, text=True, timeout=LIMIT, check=False)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the shell is another")

@@ -12,6 +12,8 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
+from builders import files_of_record, files_on_disk
+from children import LIMIT
 from tiny_models import MINILM, needs_minilm, write_bert, write_gpt2
 
 torch = pytest.importorskip("torch")
@@ -189,7 +191,7 @@ def test_windows_and_shares(models: Path, texts: Path, tmp_path: Path, run: Any)
 def test_stdin(models: Path, texts: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "actstore", "dump", models / "bert", "-", "-o", tmp_path / "x.act"]
     with texts.open() as file:
-        done = subprocess.run(command, stdin=file, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, stdin=file, capture_output=True, text=True, timeout=LIMIT, check=True)
     assert "5 examples" in done.stdout
     assert actstore.open(tmp_path / "x.act").n_examples == 5
 
@@ -270,14 +272,14 @@ def test_an_interrupt_says_how_to_go_on(models: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.act"
     command = [sys.executable, "-m", "actstore", "dump", models / "bert", tmp_path / "t.txt", "-o", out]
     child = subprocess.Popen([*command, "--batch-tokens", "512"], stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
-    while time.monotonic() < end and child.poll() is None:
-        if (out / "zarr.json").exists():
-            time.sleep(2)  # Some windows go by.
-            break
+    end = time.monotonic() + LIMIT
+    # Until a window's rows are written.
+    while not ((out / "zarr.json").exists() and files_on_disk(out) - files_of_record(out)):
+        assert child.poll() is None
+        assert time.monotonic() < end
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=120)
+    _, err = child.communicate(timeout=LIMIT)
     assert child.returncode == 130
     assert "--resume goes on" in err
     assert err.endswith("interrupted\n")
@@ -429,7 +431,7 @@ sys.exit(f"imported: {heavy}" if heavy else 0)
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LIMIT,
         env={**os.environ, "COLUMNS": "80"},
     )
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
+from children import LIMIT
 
 ACTS = np.arange(6 * 2 * 4, dtype=np.float32).reshape(6, 2, 4)
 
@@ -158,7 +159,7 @@ def test_progress_on_a_terminal(store: Path) -> None:
     leader, follower = pty.openpty()
     try:
         command = [sys.executable, "-m", "actstore", "pool", store, "resid", "--out", "docs", "--json"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=follower, timeout=60, check=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=follower, timeout=LIMIT, check=True)
         os.close(follower)
         shown = b""
         try:

@@ -11,6 +11,7 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
+from children import LIMIT
 from tiny_models import MINILM, minilm_folder, needs_minilm, write_bert, write_gpt2
 
 torch = pytest.importorskip("torch")
@@ -200,7 +201,7 @@ def test_as_the_sentence_transformer(tmp_path: Path, run: Any) -> None:
 def test_a_process_of_its_own_says_nothing_else(tmp_path: Path) -> None:
     actstore.capture(tmp_path / "x.act", MINILM, list(TEXTS.items()), progress=False, device="cpu")
     command = [sys.executable, "-m", "actstore", "query", tmp_path / "x.act", "a cat " * 400, "--k", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=True)
     [line] = done.stderr.splitlines()
     assert line.startswith("warning: 1 of 1 texts are longer than 256 tokens and were cut: 546 tokens")
     assert done.stdout.splitlines()[0].endswith("cats  the cat sat on the mat")

@@ -452,7 +452,7 @@ def test_environment_of_the_child() -> None:
     with pytest.raises(pytest.fail.Exception, match="died with"):
         in_child(crash)
     with pytest.raises(pytest.fail.Exception, match="hung at asleep"):
-        in_child(sleep, seconds=2)
+        in_child(sleep, seconds=10)
 
 
 def crash(tell: Tell) -> str:

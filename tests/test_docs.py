@@ -25,6 +25,7 @@ from typing import Any
 import actstore
 import pytest
 from actstore import cli, errors
+from children import LIMIT
 
 ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -98,7 +99,7 @@ def run_console(text: str) -> None:
     """Runs each ``$ command`` and compares what it prints with the lines that follow it."""
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, _, expected = part.partition("\n")
-        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=LIMIT)
         assert done.returncode in (0, 1), done.stderr
         assert done.returncode == 0 or "error:" in expected or "damaged" in expected, done.stderr
         assert shape(done.stdout + done.stderr) == shape(expected), command

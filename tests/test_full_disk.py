@@ -13,6 +13,7 @@ import actstore
 import numpy as np
 import pytest
 from builders import Corpus, files_of_record, files_on_disk, rows_in_metadata, rows_in_record, twin
+from children import LIMIT
 from interposed import FAIL, KILL_AFTER, Nurseries, Nursery, Order, spread
 
 ONE = Corpus()
@@ -167,5 +168,5 @@ def test_limit_on_the_size_of_a_file(tmp_path: Path, codec: str) -> None:
         "test_full_disk.write_under_a_limit(pathlib.Path(sys.argv[1]), sys.argv[2])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "x.act"), codec]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stderr

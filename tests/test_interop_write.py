@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import zarr
+from children import LIMIT
 from google_crc32c import value as crc32c
 from numcodecs import Blosc
 from oracle import (
@@ -354,7 +355,7 @@ def run(code: str) -> dict[str, Any]:
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=LIMIT,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -86,12 +86,12 @@ def fuzz(tell: Tell, folder: Path, n: int, seed: int) -> list[str]:
             tree = json.loads(file.read_text())
             mutate(tree, rng)
             put(file, json.dumps(tree))
-        before, start = anonymous_memory(), time.monotonic()
+        before, start = anonymous_memory(), time.process_time()
         for found in attempt(path), look_around(path):
             if found[0] == "BaseException":
                 problems.append(f"case {i}: {found[1]}")
-        if time.monotonic() - start > 5:
-            problems.append(f"case {i}: took {time.monotonic() - start:.1f} s")
+        if time.process_time() - start > 5:
+            problems.append(f"case {i}: took {time.process_time() - start:.1f} s of work")
         if anonymous_memory() - before > 128 << 20:
             problems.append(f"case {i}: took {(anonymous_memory() - before) >> 20} MiB")
         shutil.rmtree(path)

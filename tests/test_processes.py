@@ -14,7 +14,7 @@ import actstore
 import numpy as np
 import pytest
 from builders import Corpus, files_of_record, files_on_disk
-from children import fork, join, other_process
+from children import LIMIT, fork, join, other_process
 
 ONE = Corpus()
 SEVERAL = Corpus(several=True)
@@ -82,7 +82,7 @@ class TestLock:
         path = ONE.build(tmp_path / "x.act", 3)
         with other_process(WRITER, path) as process:
             process.send_signal(number)
-            process.wait(30)
+            process.wait(LIMIT)
             with actstore.append(path) as writer:
                 ONE.append(writer, 1)
         assert ONE.check(actstore.open(path)) == 4
@@ -109,9 +109,9 @@ Corpus().append(writer, 2)
 if os.fork() == 0:
     print("ready")
     print(os.getpid())
-    time.sleep(60)
+    time.sleep(1200)
     os._exit(0)
-time.sleep(60)
+time.sleep(1200)
 """
 
 
@@ -127,7 +127,7 @@ class TestFork:
                     actstore.append(path)
                 assert raised.value.kind == "locked"
                 process.kill()
-                process.wait(30)
+                process.wait(LIMIT)
                 os.kill(child, 0)  # ... and no longer, though the child still lives.
                 with actstore.append(path) as writer:
                     ONE.append(writer, 2)
@@ -276,8 +276,8 @@ def test_stores_and_sites_go_to_workers(memory_path: Path, method: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         with context.Pool(2) as pool:
-            assert pool.apply_async(check_store, (store,)).get(60) == 20
-            for got in pool.map_async(read_site, [view, view, store["pooled"]]).get(60)[:2]:
+            assert pool.apply_async(check_store, (store,)).get(LIMIT) == 20
+            for got in pool.map_async(read_site, [view, view, store["pooled"]]).get(LIMIT)[:2]:
                 assert got == read_site(view)
             pool.close()
             pool.join()

@@ -27,6 +27,7 @@ from actstore.batches import batches
 from actstore.site import Site
 from actstore.torch_dataset import TorchDataset, sites_of, torch_dataset
 from builders import put, shard_path, values
+from children import LIMIT
 from torch.utils.data import DataLoader
 
 MODES = [False, True, "full"]
@@ -464,7 +465,7 @@ def test_an_empty_view(site: Site) -> None:
 
 
 def run(dataset: TorchDataset, n_workers: int, **options: Any) -> DataLoader[Any]:
-    timeout = 90 if n_workers else 0  # Better told than to hang.
+    timeout = LIMIT if n_workers else 0  # Better told than to hang.
     return DataLoader(dataset, batch_size=None, num_workers=n_workers, timeout=timeout, **options)
 
 

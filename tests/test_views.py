@@ -8,6 +8,7 @@ import actstore
 import numpy as np
 import pytest
 from builders import Corpus, small_columns
+from children import LIMIT
 
 ONE = Corpus()
 
@@ -25,7 +26,7 @@ def test_many_threads_read(memory_path: Path, codec: str) -> None:
         return corpus.check(store)
 
     with ThreadPoolExecutor(16) as threads:
-        assert set(threads.map(read, range(64), timeout=60)) == {55}
+        assert set(threads.map(read, range(64), timeout=LIMIT)) == {55}
 
 
 def test_many_threads_append(memory_path: Path) -> None:

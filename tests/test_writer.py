@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from actstore.errors import InvalidInputError, ShapeError, StorageError
 from builders import Corpus, assert_same, files_on_disk, newest_record, records
+from children import LIMIT
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SITES = {
@@ -363,7 +364,7 @@ with actstore.open(sys.argv[1]) as store:
 def seen_elsewhere(path: Path) -> str:
     """What another process finds."""
     return subprocess.run(
-        [sys.executable, "-c", SEEN, str(path)], check=True, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", SEEN, str(path)], check=True, capture_output=True, text=True, timeout=LIMIT
     ).stdout.strip()
 
 
