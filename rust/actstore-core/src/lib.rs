@@ -1,6 +1,9 @@
 //! The store behind actstore: token x layer x dim activations as plain Zarr v3, committed by numbered
 //! records, read and written in parallel. Knows nothing of Python.
 
+#[cfg(not(all(target_endian = "little", target_pointer_width = "64")))]
+compile_error!("the format is little-endian and its sizes have 64 bits: so must be the machine");
+
 pub mod blocks;
 pub mod dtype;
 pub mod error;

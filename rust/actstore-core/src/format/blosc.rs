@@ -5,13 +5,11 @@
 //! by bytes, by bits or not at all.
 
 use crate::error::{Error, Result};
-use crate::format::zstd_frame;
+use crate::format::{memory, zstd_frame};
 use crate::kernels::{kernels, scalar};
 
 /// Bytes of a block; zstd's entropy tables pay only over long planes.
 pub const BLOCK: usize = 1 << 20;
-/// What is decoded at most from one chunk, whatever its metadata say.
-pub const MAX_BYTES: usize = 1 << 31;
 /// The widest element that has planes.
 pub const MAX_PLANES: usize = 8;
 
@@ -73,11 +71,11 @@ pub fn read<'a>(chunk: &'a [u8], expected: usize, size: usize, scratch: &'a mut 
     if blocks == 1 && shuffle && typesize == size && size <= MAX_PLANES && bytes.is_multiple_of(size) {
         let plane = bytes / size;
         let split = is_split(flags, typesize, block) && block == bytes;
-        scratch.resize(bytes, 0);
+        let scratch = memory::room(scratch, bytes, "a decoded chunk")?;
         let mut planes: [&[u8]; MAX_PLANES] = [&[]; MAX_PLANES];
         let mut at = word(HEADER)?;
         if split {
-            let mut room = scratch.as_mut_slice();
+            let mut room = scratch;
             for slot in &mut planes[..size] {
                 let stream = stream(chunk, &mut at).ok_or_else(|| damaged("truncated"))?;
                 if stream.len() == plane {
@@ -105,8 +103,10 @@ pub fn read<'a>(chunk: &'a [u8], expected: usize, size: usize, scratch: &'a mut 
     }
 
     // The general case: block by block, into elements.
-    scratch.resize(bytes + block, 0);
+    let scratch = memory::room(scratch, bytes + block, "a decoded chunk and a block of it")?;
     let (out, spare) = scratch.split_at_mut(bytes);
+    // Blocks that share a stream would have it decoded as often as there are blocks.
+    let mut unread = chunk.len();
     for (i, out) in out.chunks_mut(block).enumerate() {
         let mut at = word(HEADER + 4 * i)?;
         let n = out.len();
@@ -118,6 +118,7 @@ pub fn read<'a>(chunk: &'a [u8], expected: usize, size: usize, scratch: &'a mut 
         }
         for part in target.chunks_mut(n / streams) {
             let stream = stream(chunk, &mut at).ok_or_else(|| damaged("truncated"))?;
+            unread = unread.checked_sub(stream.len()).ok_or_else(|| damaged("streams that overlap"))?;
             if stream.len() == part.len() {
                 part.copy_from_slice(stream);
             } else {

@@ -6,7 +6,14 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::format::blosc::{self, Decoded};
-use crate::format::zstd_frame;
+use crate::format::{memory, zstd_frame};
+
+/// Codecs of a chunk at most. Each costs a pass over it, and nobody stacks more.
+const MOST_CODECS: usize = 8;
+/// Of these, streams of zstd and gzip at most: so many have buffers.
+const MOST_STREAMS: usize = 2;
+/// What a compressor adds to incompressible bytes, beyond doubling them, at most.
+const SLACK: usize = 1 << 16;
 
 /// A codec from bytes to bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +87,16 @@ impl Chain {
         if !to_bytes {
             return Err(Error::metadata("no 'bytes' codec"));
         }
+        let streams = chain.codecs.iter().filter(|codec| matches!(codec, Codec::Zstd | Codec::Gzip)).count();
+        if chain.codecs.iter().skip(1).any(|codec| *codec == Codec::Blosc) {
+            return Err(Error::unsupported("blosc over other codecs is not read"));
+        }
+        if streams > MOST_STREAMS || chain.codecs.len() > MOST_CODECS {
+            return Err(Error::unsupported(format!(
+                "{} codecs, {streams} of them zstd or gzip: read are {MOST_CODECS} and {MOST_STREAMS} at most",
+                chain.codecs.len()
+            )));
+        }
         Ok(chain)
     }
 
@@ -99,6 +116,21 @@ impl Chain {
         }
     }
 
+    /// Most bytes that a chunk of `bytes` has when it is encoded: what has more is refused before there is
+    /// memory for it. Compressors at their worst add less than a hundredth; the rest is for writers that
+    /// flush often, pad, or add frames that decoders skip.
+    pub fn encoded_limit(&self, bytes: usize) -> usize {
+        self.limit(self.codecs.len(), bytes)
+    }
+
+    /// The same after the first `n` codecs.
+    fn limit(&self, n: usize, bytes: usize) -> usize {
+        self.codecs[..n].iter().fold(bytes, |bytes, codec| match codec {
+            Codec::Crc32c => bytes.saturating_add(4),
+            _ => bytes.saturating_mul(2).saturating_add(SLACK),
+        })
+    }
+
     /// Decodes a chunk that must have `expected` bytes of elements of `size`. The axes' order and the
     /// endianness are still the stored ones.
     pub fn decode<'a>(
@@ -115,20 +147,13 @@ impl Chain {
         for (i, codec) in self.codecs.iter().enumerate().rev() {
             match codec {
                 Codec::Crc32c => bytes = check(bytes)?,
-                Codec::Blosc if i == 0 => return blosc::read(bytes, expected, size, planes),
-                Codec::Blosc => return Err(Error::unsupported("blosc over other codecs is not read")),
+                Codec::Blosc => return blosc::read(bytes, expected, size, planes),
                 Codec::Zstd | Codec::Gzip => {
                     let out = spare.take().or_else(|| other.take());
-                    let out =
-                        out.ok_or_else(|| Error::unsupported("more than two compressors in a row are not read"))?;
+                    let out = out.ok_or_else(|| Error::unsupported("more than two streams in a row are not read"))?;
                     // Only the last to be undone gives a size that is known beforehand.
-                    let limit = if self.codecs[..i].iter().all(|c| *c == Codec::Crc32c) {
-                        expected + 4 * i
-                    } else {
-                        expected * 2 + (1 << 16)
-                    };
-                    inflate(codec, bytes, limit, out)?;
-                    bytes = out;
+                    let exact = self.codecs[..i].iter().all(|c| *c == Codec::Crc32c);
+                    bytes = inflate(codec, bytes, self.limit(i, expected), exact, out)?;
                 }
             }
         }
@@ -149,29 +174,29 @@ pub fn check(bytes: &[u8]) -> Result<&[u8]> {
     Ok(data)
 }
 
-/// At most `limit` bytes: a frame's own word for its size is not to be trusted with an allocation.
-fn inflate(codec: &Codec, bytes: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<()> {
-    out.clear();
+/// At most `limit` bytes, or that many if it is `exact`: a frame's own word for its size is not to be trusted
+/// with an allocation.
+fn inflate<'a>(codec: &Codec, bytes: &[u8], limit: usize, exact: bool, out: &'a mut Vec<u8>) -> Result<&'a [u8]> {
     if *codec == Codec::Zstd {
-        if let Ok(Some(size)) = zstd_safe::get_frame_content_size(bytes) {
-            if size > limit as u64 {
-                return Err(Error::checksum(format!("zstd: {size} bytes where {limit} belong at most")));
-            }
-            out.resize(size as usize, 0);
-            return zstd_frame::read(bytes, out);
+        let room = memory::room(out, limit, "a decoded chunk")?;
+        if exact {
+            zstd_frame::read(bytes, room)?;
+            return Ok(room);
         }
-        out.resize(limit, 0);
-        let size = zstd_safe::decompress(&mut out[..], bytes)
+        let size = zstd_safe::decompress(&mut *room, bytes)
             .map_err(|code| Error::checksum(format!("zstd: {}", zstd_safe::get_error_name(code))))?;
-        out.truncate(size);
-        return Ok(());
+        return Ok(&room[..size]);
     }
-    flate2::read::MultiGzDecoder::new(bytes)
-        .take(limit as u64 + 1)
-        .read_to_end(out)
-        .map_err(|error| Error::checksum(format!("gzip: {error}")))?;
+    out.clear();
+    let read = flate2::read::MultiGzDecoder::new(bytes).take(limit as u64 + 1).read_to_end(out);
+    read.map_err(|error| match error.kind() {
+        std::io::ErrorKind::OutOfMemory => {
+            Error::unsupported(format!("no memory for {limit} bytes of a decoded chunk"))
+        }
+        _ => Error::checksum(format!("gzip: {error}")),
+    })?;
     if out.len() > limit {
         return Err(Error::checksum(format!("gzip: more than {limit} bytes")));
     }
-    Ok(())
+    Ok(out)
 }

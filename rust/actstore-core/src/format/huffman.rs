@@ -1,6 +1,6 @@
 //! Huffman codes as zstd stores them: lengths from counts, and the tree's description (RFC 8878, 4.2.1).
 
-use crate::kernels::huffman::{Codes, ENCODED_BITS, MAX_BITS};
+use crate::kernels::huffman::{ENCODED_BITS, MAX_BITS};
 
 /// Lengths of a complete code for `counts` of at most [`ENCODED_BITS`] bits; None with fewer than two symbols.
 pub fn lengths(counts: &[u32; 256]) -> Option<[u8; 256]> {
@@ -60,21 +60,6 @@ fn tree_depths(counts: &[u64]) -> Vec<u32> {
     }
     depth.truncate(n);
     depth
-}
-
-/// The codes of a complete set of lengths.
-pub fn codes(lengths: &[u8; 256]) -> Codes {
-    let mut codes = [0u64; 256];
-    let mut next = 0u64;
-    // In units of the longest code, longest first: a code of `bits` is its place over its span.
-    for bits in (1..=MAX_BITS).rev() {
-        let span = 1u64 << (MAX_BITS - bits);
-        for symbol in (0..256).filter(|s| u32::from(lengths[*s]) == bits) {
-            codes[symbol] = (next / span) << (64 - bits) | u64::from(bits);
-            next += span;
-        }
-    }
-    codes
 }
 
 /// Appends the tree's description; false when the weights cannot be described (then use no Huffman code).

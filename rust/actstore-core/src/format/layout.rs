@@ -16,7 +16,7 @@ pub fn chunk_rows(row_bytes: usize) -> usize {
 
 /// Rows of a shard: a whole number of chunks.
 pub fn shard_rows(row_bytes: usize, layers: usize, chunk_rows: usize) -> usize {
-    let group = row_bytes.max(1) * layers.max(1) * chunk_rows;
+    let group = row_bytes.max(1).saturating_mul(layers.max(1)).saturating_mul(chunk_rows.max(1));
     let groups = (SHARD / group).min(SHARD_CHUNKS / layers.max(1)).max(1);
     chunk_rows * groups
 }

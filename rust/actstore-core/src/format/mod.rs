@@ -3,7 +3,9 @@
 pub mod blosc;
 pub mod codec;
 pub mod huffman;
+pub mod json;
 pub mod layout;
+pub mod memory;
 pub mod record;
 pub mod shard;
 pub mod zarr;

@@ -5,14 +5,19 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Kind, Result};
+use crate::format::json;
 
 /// The version of the format that is written.
 pub const FORMAT: u64 = 1;
+
+/// Numbers in a record stay below: beyond it, not every JSON reader is exact. It leaves room for sums of a few.
+const MOST: u64 = 1 << 53;
 
 /// Length and seal of a shard. Two while a compaction renames: the old or the new.
 pub type ShardSum = Vec<(u64, u32)>;
@@ -22,9 +27,16 @@ pub type ShardSum = Vec<(u64, u32)>;
 #[allow(missing_docs)]
 pub struct Chunk(pub u64, pub u64, pub u32);
 
+impl Chunk {
+    /// The byte behind its last. A record that was read has none that overflows.
+    pub fn end(self) -> u64 {
+        self.0.saturating_add(self.1)
+    }
+}
+
 /// The byte behind the last of some chunks of a shard.
 pub fn end(chunks: &[Chunk]) -> u64 {
-    chunks.iter().map(|c| c.0 + c.1).max().unwrap_or(0)
+    chunks.iter().map(|chunk| chunk.end()).max().unwrap_or(0)
 }
 
 /// A shard that may still grow. Its chunks are where the record says, whatever its index has become.
@@ -100,7 +112,21 @@ pub struct Record {
     /// All arrays.
     pub arrays: BTreeMap<String, ArrayRecord>,
     /// What the layer above keeps with a commit.
+    #[serde(deserialize_with = "few_values")]
     pub state: Value,
+}
+
+/// What others chose the shape of is judged before it is parsed.
+fn few_values<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Value, D::Error> {
+    let text = <&RawValue>::deserialize(from)?;
+    json::parse(text.get().as_bytes()).map_err(|error| D::Error::custom(error.message))
+}
+
+/// What is read of a record before anything else.
+#[derive(Deserialize)]
+struct Version {
+    #[serde(default)]
+    format: Value,
 }
 
 #[derive(Deserialize)]
@@ -127,8 +153,8 @@ impl Record {
         if found != envelope.crc32c {
             return Err(damaged(format!("crc32c is {found}, {} is stored", envelope.crc32c)));
         }
-        let value: Value = serde_json::from_str(body).map_err(|e| damaged(e.to_string()))?;
-        match value.get("format").and_then(Value::as_u64) {
+        let version: Version = serde_json::from_str(body).map_err(|e| damaged(e.to_string()))?;
+        match version.format.as_u64() {
             Some(FORMAT) => {}
             Some(later) if later > FORMAT => {
                 return Err(Error::new(
@@ -138,13 +164,41 @@ impl Record {
             }
             _ => return Err(damaged("no format number".into())),
         }
+        json::check_memory(body.as_bytes())?;
         let record: Record =
-            serde_json::from_value(value).map_err(|e| Error::metadata(format!("commit record {number}: {e}")))?;
-        // Beyond 2^53 not every JSON reader is exact, and nobody commits so often.
-        if record.number != number || record.checkpoint > number || number >= 1 << 53 {
+            serde_json::from_str(body).map_err(|e| Error::metadata(format!("commit record {number}: {e}")))?;
+        if record.number != number || record.checkpoint > number {
             return Err(Error::metadata(format!("commit record {number} calls itself {}", record.number)));
         }
+        record.check_numbers()?;
         Ok(record)
+    }
+
+    /// An error unless all numbers can be added to one another: what follows relies on it.
+    fn check_numbers(&self) -> Result<()> {
+        let small = |n: u64| n < MOST;
+        let chunks = |chunks: &[Chunk]| chunks.iter().all(|chunk| small(chunk.end()));
+        let tail = |tail: &Tail| {
+            let compacted = tail.compacted.as_ref();
+            small(tail.length) && chunks(&tail.chunks) && compacted.is_none_or(|c| small(c.length) && chunks(&c.chunks))
+        };
+        let array = |array: &ArrayRecord| {
+            let sums = |sums: &ShardSum| sums.iter().all(|(length, _)| small(*length));
+            small(array.rows)
+                && small(array.previous)
+                && array.shards.iter().all(|(number, of)| small(*number) && sums(of))
+                && array.tail.as_ref().is_none_or(tail)
+        };
+        if !small(self.number) || !small(self.generation) {
+            return Err(Error::metadata(format!("commit record {} has numbers beyond {MOST}", self.number)));
+        }
+        match self.arrays.iter().find(|(_, record)| !array(record)) {
+            Some((name, _)) => Err(Error::metadata(format!(
+                "commit record {}: rows, shards or chunks of '{name}' are beyond {MOST}",
+                self.number
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Puts a later record onto this one; what neither lists stays.

@@ -13,6 +13,8 @@ use crate::format::codec::{Chain, Codec};
 pub const MAX_CHUNK: usize = 1 << 30;
 /// Most layers, which are listed one by one.
 const MAX_LAYERS: usize = 1 << 20;
+/// Most chunks of a shard. A shard that is open keeps its index: sixteen bytes a chunk.
+const MAX_SHARD_CHUNKS: usize = 1 << 22;
 /// Most elements along an axis: anything beyond is an attack or an accident.
 const MAX_EXTENT: u64 = 1 << 52;
 
@@ -213,8 +215,11 @@ impl ArrayMeta {
                 self.shape, self.shard
             )));
         }
-        if self.chunks_per_shard() > 1 << 28 {
-            return Err(Error::metadata(format!("{} chunks in a shard", self.chunks_per_shard())));
+        if self.chunks_per_shard() > MAX_SHARD_CHUNKS {
+            return Err(Error::unsupported(format!(
+                "{} chunks in a shard: up to {MAX_SHARD_CHUNKS} are read",
+                self.chunks_per_shard()
+            )));
         }
         Ok(())
     }
@@ -403,8 +408,9 @@ fn key_encoding(value: &Value) -> Result<KeyEncoding> {
 
 fn fill_value(value: &Value, dtype: Dtype) -> Result<Vec<u8>> {
     let wrong = || Error::metadata(format!("fill value {value} for {}", dtype.name()));
+    let spare = 64 - 8 * dtype.size() as u32;
     if let Some(hex) = value.as_str().and_then(|s| s.strip_prefix("0x")) {
-        let bits = u64::from_str_radix(hex, 16).map_err(|_| wrong())?;
+        let bits = u64::from_str_radix(hex, 16).ok().filter(|bits| bits.leading_zeros() >= spare).ok_or_else(wrong)?;
         return Ok(bits.to_le_bytes()[..dtype.size()].to_vec());
     }
     if dtype.is_float() {
@@ -422,7 +428,13 @@ fn fill_value(value: &Value, dtype: Dtype) -> Result<Vec<u8>> {
     let bits = match value {
         Value::Null => 0,
         Value::Bool(b) if dtype == Dtype::Bool => u64::from(*b),
-        other => other.as_u64().or_else(|| other.as_i64().map(i64::cast_unsigned)).ok_or_else(wrong)?,
+        other => {
+            let signed = matches!(dtype, Dtype::Int8 | Dtype::Int16 | Dtype::Int32 | Dtype::Int64);
+            let fits = |bits: &u64| bits << spare >> spare == *bits;
+            let fits_signed = |n: &i64| signed && n << spare >> spare == *n;
+            let unsigned = other.as_u64().filter(|bits| !signed && fits(bits));
+            unsigned.or_else(|| other.as_i64().filter(fits_signed).map(i64::cast_unsigned)).ok_or_else(wrong)?
+        }
     };
     Ok(bits.to_le_bytes()[..dtype.size()].to_vec())
 }

@@ -37,8 +37,8 @@ pub fn write_literals(bytes: &[u8], zeros: usize, out: &mut Vec<u8>) -> bool {
         return false;
     }
     let mut tree = Vec::new();
-    let codes =
-        lengths.filter(|lengths| huffman::write_tree(lengths, &mut tree)).map(|lengths| huffman::codes(&lengths));
+    let codes = lengths.filter(|lengths| huffman::write_tree(lengths, &mut tree));
+    let codes = codes.and_then(|lengths| Codes::new(&lengths));
 
     out.extend_from_slice(&MAGIC);
     out.push(0xa0); // one segment, content size in four bytes

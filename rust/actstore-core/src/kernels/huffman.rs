@@ -16,8 +16,29 @@ const LOOKUPS: usize = 5;
 /// Longest code that is written: five of them fit a word, and longer ones would save next to nothing.
 pub const ENCODED_BITS: u32 = 10;
 
-/// Each symbol's code, in the topmost bits, and its length in the lowest byte.
-pub type Codes = [u64; 256];
+/// Each symbol's code, in the topmost bits, and its length in the lowest byte: at most [`ENCODED_BITS`],
+/// which is what the encoder's room is reckoned by.
+pub struct Codes([u64; 256]);
+
+impl Codes {
+    /// The codes of some lengths; None unless they are a complete code of at most [`ENCODED_BITS`] bits.
+    pub fn new(lengths: &[u8; 256]) -> Option<Self> {
+        if lengths.iter().any(|length| u32::from(*length) > ENCODED_BITS) {
+            return None;
+        }
+        let mut codes = [0u64; 256];
+        let mut next = 0u64;
+        // In units of the longest code, longest first: a code of `bits` is its place over its span.
+        for bits in (1..=ENCODED_BITS).rev() {
+            let span = 1u64 << (ENCODED_BITS - bits);
+            for symbol in (0..256).filter(|symbol| u32::from(lengths[*symbol]) == bits) {
+                codes[symbol] = (next / span) << (64 - bits) | u64::from(bits);
+                next += span;
+            }
+        }
+        (next == 1 << ENCODED_BITS).then_some(Codes(codes))
+    }
+}
 
 /// What the next 11 bits mean.
 pub struct DecodeTable {
@@ -118,7 +139,7 @@ impl DecodeTable {
                         unsafe {
                             let entry = *table.add((bits[k] >> (64 - MAX_BITS)) as usize);
                             bits[k] <<= entry & 63;
-                            to[k].cast::<u32>().write_unaligned(((entry >> 32) as u32).to_le());
+                            to[k].cast::<u32>().write_unaligned((entry >> 32) as u32);
                             to[k] = to[k].add((entry >> 8) as u8 as usize);
                         }
                     }
@@ -132,7 +153,7 @@ impl DecodeTable {
                         from[k] = from[k].sub((used >> 3) as usize);
                         from[k].cast::<u64>().read_unaligned()
                     };
-                    bits[k] = (u64::from_le(word) | 1) << (used & 7);
+                    bits[k] = (word | 1) << (used & 7);
                 }
             }
             for (k, lane) in lanes.iter_mut().enumerate() {
@@ -223,8 +244,9 @@ pub fn encode2(codes: &Codes, symbols: [&[u8]; 2], out: &mut Vec<u8>) -> [usize;
     out.reserve(room[0] + room[1]);
     let start = out.len();
     let first = out.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-    // SAFETY: both rooms were reserved, one behind the other, with what `encode_into` asks for; what it
-    // says it wrote of each is moved together and is then initialized.
+    // SAFETY: both rooms were reserved, one behind the other, with what `encode_into` asks for, as no code
+    // is longer than `Codes::new` lets it be; what it says it wrote of each is moved together and is then
+    // initialized.
     unsafe {
         let second = first.add(room[0]);
         let written = encode_best(codes, symbols, [first, second]);
@@ -271,6 +293,7 @@ unsafe fn encode_into(codes: &Codes, symbols: [&[u8]; 2], room: [*mut u8; 2]) ->
         filled: u64,
         at: *mut u8,
     }
+    let codes = &codes.0;
     macro_rules! put {
         ($stream:ident, $symbol:expr) => {
             let entry = codes[usize::from($symbol)];
@@ -282,10 +305,10 @@ unsafe fn encode_into(codes: &Codes, symbols: [&[u8]; 2], room: [*mut u8; 2]) ->
         ($stream:ident) => {
             let filled = $stream.filled & 255;
             let bits = $stream.word >> ((64 - filled) & 63);
-            // SAFETY: `at` has advanced by whole bytes of codes of at most ENCODED_BITS bits; the
-            // room has 16 bytes beyond them all.
+            // SAFETY: `at` has advanced by whole bytes of codes, none longer than ENCODED_BITS; the room has
+            // 16 bytes beyond them all.
             unsafe {
-                $stream.at.cast::<u64>().write_unaligned(bits.to_le());
+                $stream.at.cast::<u64>().write_unaligned(bits);
                 $stream.at = $stream.at.add((filled >> 3) as usize);
             }
             $stream.filled = filled & 7;
@@ -349,4 +372,58 @@ pub fn histogram(bytes: &[u8]) -> [u32; 256] {
         *slot = counts.iter().map(|table| table[i]).sum();
     }
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lengths of a code: a ladder down to `longest`, its last rung twice.
+    fn ladder(longest: u8) -> [u8; 256] {
+        let mut lengths = [0; 256];
+        for (i, length) in lengths.iter_mut().take(usize::from(longest) + 1).enumerate() {
+            *length = (i as u8 + 1).min(longest);
+        }
+        lengths
+    }
+
+    #[test]
+    fn codes_are_complete_and_short_or_there_are_none() {
+        for longest in 1..=ENCODED_BITS as u8 {
+            assert!(Codes::new(&ladder(longest)).is_some(), "{longest}");
+        }
+        for longest in [ENCODED_BITS as u8 + 1, MAX_BITS as u8, 63, 64] {
+            assert!(Codes::new(&ladder(longest)).is_none(), "{longest}");
+        }
+        assert!(Codes::new(&[255; 256]).is_none());
+        assert!(Codes::new(&[0; 256]).is_none());
+        let mut lengths = ladder(4);
+        lengths[200] = 4;
+        assert!(Codes::new(&lengths).is_none(), "more than a complete code");
+        lengths = ladder(4);
+        lengths[0] = 0;
+        assert!(Codes::new(&lengths).is_none(), "less than a complete code");
+    }
+
+    /// The longest codes alone fill the room to what it was reckoned by, whatever the buffer held before.
+    #[test]
+    fn the_longest_codes_stay_in_their_room() {
+        let lengths = ladder(ENCODED_BITS as u8);
+        let codes = Codes::new(&lengths).unwrap();
+        let mut table = DecodeTable::default();
+        assert!(table.fill(&lengths));
+        for n in (0..200).chain([1000, 4099]) {
+            let symbols = vec![ENCODED_BITS as u8; n];
+            let mut out = Vec::new();
+            let sizes = encode2(&codes, [&symbols, &symbols], &mut out);
+            assert_eq!(sizes, [(n * ENCODED_BITS as usize + 1).div_ceil(8); 2]);
+            assert_eq!(out.len(), sizes[0] + sizes[1]);
+            let mut back = vec![0; 4 * n];
+            let (a, b) = out.split_at(sizes[0]);
+            let mut parts = back.chunks_mut(n.max(1));
+            let mut lanes = [a, b, a, b].map(|stream| Lane::new(stream, parts.next().unwrap_or_default()));
+            assert!(table.decode(&mut lanes), "{n}");
+            assert!(back.iter().all(|symbol| *symbol == ENCODED_BITS as u8));
+        }
+    }
 }

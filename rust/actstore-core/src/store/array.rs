@@ -167,7 +167,7 @@ impl Read<'_> {
             Rows::Range(start, stop) if self.layers.len() == 1 => {
                 let mut rest = out;
                 let mut tasks = Vec::new();
-                for segment in self.array.segments_of_range(start, stop) {
+                for segment in self.array.segments_of_range(start, stop)? {
                     let (mine, after) = rest.split_at_mut(segment.picks.len() * row);
                     rest = after;
                     tasks.push((segment, mine));
@@ -177,7 +177,7 @@ impl Read<'_> {
             Rows::Range(start, stop) => {
                 let mut cells = out.chunks_exact_mut(self.cell);
                 let mut tasks = Vec::new();
-                for segment in self.array.segments_of_range(start, stop) {
+                for segment in self.array.segments_of_range(start, stop)? {
                     let n = segment.picks.len();
                     let mut by_layer: Vec<Vec<&mut [u8]>> = self.layers.iter().map(|_| Vec::with_capacity(n)).collect();
                     for _ in 0..n {

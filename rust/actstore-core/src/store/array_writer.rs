@@ -335,7 +335,7 @@ impl ArrayWriter {
     }
 
     fn write_seal(&self, temporary: &Temporary, chunks: &[Chunk], end: u64) -> Result<(u64, u32)> {
-        let (bytes, seal) = shard::write_seal(chunks, self.meta.chunks_per_shard());
+        let (bytes, seal) = shard::write_seal(chunks, self.meta.chunks_per_shard())?;
         let length = end + bytes.len() as u64;
         let written = temporary.file.write_all_at(&bytes, end).and_then(|()| temporary.file.set_len(length));
         written.map_err(|error| Error::io("write", &temporary.path, &error).at(format!("'{}'", self.name)))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::blocks::{Blocks, Decoded, Places, Positions, Strided, check_float, choose_layers, room};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::format::blosc;
+use crate::format::{blosc, memory};
 use crate::kernels;
 use crate::selection::Rows;
 use crate::store::array::{Array, Target, fill, with_buffers};
@@ -33,8 +33,9 @@ impl<'a> Selection<'a> {
         let layers = choose_layers(layers, array.meta().shape[1])?;
         let (segments, places) = match rows {
             Rows::Range(start, stop) => {
-                let segments = array.segments_of_range(start, stop);
-                let mut places = Vec::with_capacity(segments.len());
+                let segments = array.segments_of_range(start, stop)?;
+                let mut places = Vec::new();
+                memory::reserve(&mut places, segments.len(), "a list of chunks")?;
                 let mut next = 0;
                 for segment in &segments {
                     places.push(Places::From(next));
@@ -155,8 +156,9 @@ fn assembled(
     work: &mut dyn FnMut(&[&dyn Decoded]) -> Result<()>,
 ) -> Result<()> {
     let dim = part.meta.shape[2];
-    let bytes = segment.picks.len() * dim * 4;
-    let mut all: Vec<Vec<u8>> = layers.iter().map(|_| vec![0; bytes]).collect();
+    let bytes = segment.picks.len().saturating_mul(dim).saturating_mul(4);
+    let what = || format!("{} rows of a layer of '{}'", segment.picks.len(), part.name);
+    let mut all = layers.iter().map(|_| memory::zeros(bytes, what())).collect::<Result<Vec<_>>>()?;
     with_buffers(1, |buffers| {
         layers.iter().zip(&mut all).try_for_each(|(layer, out)| {
             fill(part, segment, *layer, Dtype::Float32, &mut Target::Whole(out), &mut buffers[0])

@@ -3,7 +3,9 @@
 use std::cell::RefCell;
 
 use crate::dtype::Dtype;
+use crate::error::Result;
 use crate::format::blosc::Decoded;
+use crate::format::memory;
 use crate::format::zarr::ArrayMeta;
 use crate::kernels::{self, kernels, scalar};
 
@@ -46,20 +48,20 @@ pub fn emit(decoded: &Decoded<'_>, first: usize, n: usize, from: Dtype, out: &mu
 }
 
 /// A chunk in C order and little-endian, which ours are as they come.
-pub fn straighten<'a>(decoded: Decoded<'a>, meta: &ArrayMeta, elements: &'a mut Vec<u8>) -> Decoded<'a> {
+pub fn straighten<'a>(decoded: Decoded<'a>, meta: &ArrayMeta, elements: &'a mut Vec<u8>) -> Result<Decoded<'a>> {
     let size = meta.dtype.size();
     if meta.chain.order.is_none() && !(meta.chain.big_endian && size > 1) {
-        return decoded;
+        return Ok(decoded);
     }
     let n = meta.chunk.iter().product();
-    let mut stored = vec![0; n * size];
+    let mut stored = memory::zeros(n * size, "a chunk in another order")?;
     emit(&decoded, 0, n, meta.dtype, &mut stored, meta.dtype);
     if meta.chain.big_endian {
         stored.chunks_exact_mut(size).for_each(<[u8]>::reverse);
     }
     let Some(order) = &meta.chain.order else {
         *elements = stored;
-        return Decoded::Elements(elements);
+        return Ok(Decoded::Elements(elements));
     };
     // Stored axis i is axis `order[i]`; strides of the stored layout, by axis.
     let mut strides = [0usize; 3];
@@ -69,6 +71,7 @@ pub fn straighten<'a>(decoded: Decoded<'a>, meta: &ArrayMeta, elements: &'a mut 
         step *= meta.chunk[*axis];
     }
     elements.clear();
+    memory::reserve(elements, n * size, "a chunk in C order")?;
     for i in 0..meta.chunk[0] {
         for j in 0..meta.chunk[1] {
             for k in 0..meta.chunk[2] {
@@ -77,5 +80,5 @@ pub fn straighten<'a>(decoded: Decoded<'a>, meta: &ArrayMeta, elements: &'a mut 
             }
         }
     }
-    Decoded::Elements(elements)
+    Ok(Decoded::Elements(elements))
 }

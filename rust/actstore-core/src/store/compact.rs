@@ -103,7 +103,7 @@ fn rewrite(part: &PartArray, number: usize, task: &Task) -> Result<Option<Rewrit
             task.check()?;
             task.advance(bytes.len() as u64);
         }
-        let (bytes, seal) = shard::write_seal(&chunks, meta.chunks_per_shard());
+        let (bytes, seal) = shard::write_seal(&chunks, meta.chunks_per_shard())?;
         file.write_all_at(&bytes, end).and_then(|()| file.sync_all()).map_err(io)?;
         Ok((end + bytes.len() as u64, seal, chunks))
     };

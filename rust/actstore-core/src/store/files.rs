@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde_json::Value;
 
 use crate::error::{Error, Kind, Result};
+use crate::format::json;
 
 /// The folder of a store's lock and records.
 pub const COMMITS: &str = "commits";
@@ -50,12 +51,7 @@ pub fn open(path: &Path) -> Result<Option<File>> {
 
 /// Reads a JSON file, None where there is none.
 pub fn read_json(path: &Path) -> Result<Option<Value>> {
-    read(path)?
-        .map(|bytes| {
-            serde_json::from_slice(&bytes)
-                .map_err(|error| Error::metadata(format!("{} does not parse: {error}", path.display())))
-        })
-        .transpose()
+    read(path)?.map(|bytes| json::parse(&bytes).map_err(|error| error.at(path.display()))).transpose()
 }
 
 /// Whether nothing is there, be it the file or a folder above it.

@@ -164,7 +164,7 @@ impl PartArray {
         } else {
             meta.chain.decode(bytes, meta.chunk_bytes(), meta.dtype.size(), scratch).map_err(explain)?
         };
-        Ok(Some(straighten(decoded, meta, elements)))
+        straighten(decoded, meta, elements).map(Some)
     }
 
     /// Puts the fill value.

@@ -1,6 +1,8 @@
 //! Which rows of which chunks a selection is.
 
 use crate::blocks::{Places, group_rows};
+use crate::error::Result;
+use crate::format::memory;
 use crate::store::Array;
 
 /// A chunk's rows, and the rows of the result they go to.
@@ -37,11 +39,14 @@ impl Picks {
 
 impl Array {
     /// A segment for each chunk that a range of rows touches, in order.
-    pub(crate) fn segments_of_range(&self, start: usize, stop: usize) -> Vec<Segment> {
+    pub(crate) fn segments_of_range(&self, start: usize, stop: usize) -> Result<Vec<Segment>> {
         let mut segments = Vec::new();
         for (part, bounds) in self.starts.windows(2).enumerate() {
             let (mut row, end) = (start.max(bounds[0]), stop.min(bounds[1]));
             let chunk = self.parts[part].meta.chunk[0];
+            // Metadata may speak of more chunks than can be listed.
+            let more = if row < end { (end - row).div_ceil(chunk) + 1 } else { 0 };
+            memory::reserve(&mut segments, more, "a list of chunks")?;
             while row < end {
                 let (group, first) = ((row - bounds[0]) / chunk, (row - bounds[0]) % chunk);
                 let n = (chunk - first).min(end - row);
@@ -49,7 +54,7 @@ impl Array {
                 row += n;
             }
         }
-        segments
+        Ok(segments)
     }
 
     /// A segment for each chunk that rows of a list touch, and the places in the list they have.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use memmap2::Mmap;
 
 use crate::error::{Error, Kind, Result};
+use crate::format::memory;
 use crate::format::record::{Chunk, ShardSum, Tail};
 use crate::format::shard::{self, Span};
 use crate::format::zarr::ArrayMeta;
@@ -17,6 +18,8 @@ use crate::store::{files, mmap};
 
 /// Shards kept open at most; a mapped one holds no file descriptor but is one of the kernel's maps.
 const KEPT: usize = 192;
+/// Chunks of theirs at most: twenty bytes each. Of the largest shards there may be, four are kept.
+const KEPT_CHUNKS: usize = 1 << 24;
 /// What chunks are read into starts at the same place of a page as in the file: the kernel copies with
 /// `rep movsb`, which is several times slower when the destination is a few bytes ahead of that.
 const PAGE: usize = 4096;
@@ -60,7 +63,9 @@ impl OpenShard {
         let (spans, sums) = match expected {
             Expected::Tail(tail) => {
                 let chunks = Self::tail_chunks(&file, meta, tail, length)?;
-                let spans: Vec<Span> = chunks.iter().map(|c| Span { offset: c.0, length: c.1 }).collect();
+                let mut spans = Vec::new();
+                memory::reserve(&mut spans, chunks.len(), "the chunks of a tail shard")?;
+                spans.extend(chunks.iter().map(|c| Span { offset: c.0, length: c.1 }));
                 if spans.len() > meta.chunks_per_shard()
                     || spans.iter().any(|s| s.offset.checked_add(s.length).is_none_or(|end| end > length))
                 {
@@ -68,7 +73,13 @@ impl OpenShard {
                 }
                 (spans, Some(chunks.iter().map(|c| c.2).collect()))
             }
-            _ if meta.sharding.is_none() => (vec![Span { offset: 0, length }], None),
+            _ if meta.sharding.is_none() => {
+                let limit = meta.chain.encoded_limit(meta.chunk_bytes());
+                if length > limit as u64 {
+                    return Err(Error::checksum(format!("{length} bytes, where a chunk has at most {limit}")));
+                }
+                (vec![Span { offset: 0, length }], None)
+            }
             Expected::Full(sealed) => {
                 if sealed.iter().all(|(bytes, _)| *bytes != length) {
                     let wanted = sealed.iter().map(|(bytes, _)| *bytes).max().unwrap_or(0);
@@ -88,6 +99,7 @@ impl OpenShard {
             }
             Expected::Any => (read_index(&file, meta, length)?, None),
         };
+        shard::check_lengths(&spans, meta.chain.encoded_limit(meta.chunk_bytes()))?;
         let (bytes, checked) = if map {
             let map = mmap::map(&file).map_err(|error| Error::io("map", path, &error))?;
             (Bytes::Map(map), (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
@@ -129,9 +141,7 @@ impl OpenShard {
                 .ok_or_else(|| Error::truncated("the shard became shorter"))?,
             Bytes::File(file) => {
                 let length = span.length as usize;
-                if buffer.len() < length + 2 * PAGE {
-                    buffer.resize(length + 2 * PAGE, 0);
-                }
+                memory::room(buffer, length + 2 * PAGE, "an encoded chunk")?;
                 let here = buffer.as_ptr() as usize % PAGE;
                 let start = (span.offset as usize % PAGE + PAGE - here) % PAGE;
                 let bytes = &mut buffer[start..start + length];
@@ -181,7 +191,7 @@ fn read_end(file: &File, length: u64, bytes: usize, at_start: bool) -> Result<Ve
     let start = length
         .checked_sub(bytes as u64)
         .ok_or_else(|| Error::truncated(format!("{length} bytes, its index alone has {bytes}")))?;
-    let mut end = vec![0; bytes];
+    let mut end = memory::zeros(bytes, "an index")?;
     file.read_exact_at(&mut end, if at_start { 0 } else { start })
         .map_err(|error| Error::new(Kind::Io, format!("cannot read the index: {error}")))?;
     Ok(end)
@@ -199,6 +209,8 @@ struct Kept {
     now: u64,
     /// When each was used last; the key is its array and its number.
     shards: HashMap<(usize, usize), (u64, Arc<OpenShard>)>,
+    /// The chunks of all of them.
+    chunks: usize,
 }
 
 impl ShardCache {
@@ -220,17 +232,25 @@ impl ShardCache {
         let Some(opened) = open()? else { return Ok(None) };
         let opened = Arc::new(opened);
         let mut kept = self.kept.lock().expect("no panic while held");
-        if kept.shards.len() >= KEPT
-            && let Some(oldest) = kept.shards.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key)
-        {
-            kept.shards.remove(&oldest);
+        if let Some((_, shard)) = kept.shards.get(&key) {
+            // Another thread was sooner.
+            return Ok(Some(Arc::clone(shard)));
+        }
+        kept.chunks += opened.spans.len();
+        while kept.shards.len() >= KEPT || kept.chunks > KEPT_CHUNKS {
+            let Some(oldest) = kept.shards.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| *key) else {
+                break;
+            };
+            kept.chunks -= kept.shards.remove(&oldest).map_or(0, |(_, shard)| shard.spans.len());
         }
         let now = kept.now;
-        Ok(Some(Arc::clone(&kept.shards.entry(key).or_insert((now, opened)).1)))
+        kept.shards.insert(key, (now, Arc::clone(&opened)));
+        Ok(Some(opened))
     }
 
     /// Closes all.
     pub fn clear(&self) {
-        self.kept.lock().expect("no panic while held").shards.clear();
+        let mut kept = self.kept.lock().expect("no panic while held");
+        (kept.shards, kept.chunks) = (HashMap::new(), 0);
     }
 }

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::error::{Error, Kind, Result};
+use crate::format::memory;
 use crate::format::record::{ArrayRecord, FORMAT, Record, Root};
 use crate::format::zarr::{self, ArraySpec};
 use crate::process::{Task, pool};
@@ -144,7 +145,8 @@ impl Writer {
             let whole = reader.array(name)?;
             let chunk = whole.meta().chunk[0];
             let from = whole.rows() / chunk * chunk;
-            let mut pending = vec![0; (whole.rows() - from) * whole.meta().row_bytes()];
+            let mut pending =
+                memory::zeros((whole.rows() - from) * whole.meta().row_bytes(), "rows of a boundary chunk")?;
             whole.read(Rows::Range(from, whole.rows()), None, &mut pending, whole.meta().dtype, &Task::new(threads))?;
             let writer = ArrayWriter::new(path, name, node, Some(array), pending)?;
             arrays.insert(name.clone(), writer);
