@@ -212,7 +212,15 @@ def test_an_overwrite_that_fails_leaves_everything(memory_path: Path) -> None:
 
 def test_overwrite_removes_a_store_and_nothing_else(memory_path: Path) -> None:
     path = ONE.build(memory_path / "x.act", 5)
-    for name in ("notes.txt", "mine/zarr.json", "commits/message", "resid/figure.png", "tokens/x/y"):
+    strangers = (
+        "notes.txt",
+        "mine/zarr.json",
+        "commits/message",
+        "resid/figure.png",
+        "tokens/x/y",
+        "resid/c/0/x",
+    )
+    for name in strangers:
         put(path, name, GROUP)
         assert name.split("/")[0] in refused(path, overwrite=True)
         top = path / name
@@ -236,6 +244,21 @@ def test_overwrite_through_a_link(memory_path: Path) -> None:
     assert (memory_path / "x.act").is_symlink()
     assert ONE.check(actstore.open(path)) == 2
     assert [one.name for one in (memory_path / "disk").iterdir()] == ["x.act"]
+
+
+def test_a_store_below_a_link(memory_path: Path) -> None:
+    """The folders above a store may be links."""
+    (memory_path / "disk/deep").mkdir(parents=True)
+    (memory_path / "link").symlink_to("disk")
+    path = memory_path / "link/deep/runs/x.act"
+    ONE.build(path, 3)
+    with actstore.append(path) as writer:
+        ONE.append(writer, 2)
+    ONE.create(path, overwrite=True).close()
+    ONE.build(memory_path / "link/y.act", 4)
+    actstore.compact(memory_path / "link/y.act")
+    assert ONE.check(actstore.open(memory_path / "disk/y.act")) == 4
+    assert actstore.open(memory_path / "disk/deep/runs/x.act").n_examples == 0
 
 
 def test_overwriting_what_is_empty_alone(memory_path: Path) -> None:

@@ -116,7 +116,7 @@ impl Writer {
                 return replace(path, attributes, arrays, state, overwrite, pool);
             }
             check_free(path, place)?;
-            for folder in files::create_folders(Path::new(""), &path.join(COMMITS))? {
+            for folder in files::make_folders(Path::new(""), &path.join(COMMITS))? {
                 files::sync_folder(if folder.as_os_str().is_empty() { Path::new(".") } else { &folder })?;
             }
             let lock = Lock::take(path)?;
@@ -264,7 +264,8 @@ fn check_own(path: &Path, root: &Value) -> Result<()> {
                 _ if name == "zarr.json" => true,
                 COMMITS => is_of_commits(&name),
                 "" => is_orphan(path, &inner)?,
-                _ => name == "c" || is_orphan(path, &inner)?,
+                _ if name == "c" => path.join(&inner).is_symlink() || only_shards(&path.join(&inner), 0)?,
+                _ => is_orphan(path, &inner)?,
             };
             if !own {
                 return Err(Error::new(

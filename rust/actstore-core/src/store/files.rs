@@ -185,11 +185,16 @@ pub fn refuse_links(store: &Path, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a folder and those above it up to `store`; the folders whose entries are new.
+/// Makes a folder of a store and those between them; the folders whose entries are new.
 pub fn create_folders(store: &Path, path: &Path) -> Result<Vec<PathBuf>> {
     refuse_links(store, path)?;
+    make_folders(store, path)
+}
+
+/// Makes a folder and those above it up to `top`, through links as well; the folders whose entries are new.
+pub fn make_folders(top: &Path, path: &Path) -> Result<Vec<PathBuf>> {
     let mut touched = Vec::new();
-    let mut missing: Vec<&Path> = path.ancestors().take_while(|p| *p != store && !p.is_dir()).collect();
+    let mut missing: Vec<&Path> = path.ancestors().take_while(|p| *p != top && !p.is_dir()).collect();
     while let Some(folder) = missing.pop() {
         match fs::create_dir(folder) {
             Ok(()) => {}
