@@ -126,6 +126,7 @@ foreign("data type", ("data_type",), "r16")
 foreign("data type", ("data_type",), "float16" * 1000)
 foreign("fill", ("fill_value",), [1])
 foreign("fill", ("fill_value",), "0xzz")
+foreign("fill", ("fill_value",), "0x1ffffffff")
 foreign("format", ("zarr_format",), 2)
 foreign("something new", ("storage_transformers",), [{"name": "evil"}])
 foreign("something new", ("evil",), {"name": "evil"})
@@ -295,6 +296,9 @@ for _label, _chunk in {
     "is of an unknown format": blosc(128, 128, 24, flags=0xE1, rest=struct.pack("<II", 20, 0)),
     "is a header alone": blosc(128, 128, 16),
     "is stored, and short": blosc(128, 128, 16, flags=0x02),
+    "has blocks that share a stream": blosc(
+        128, 16, 68, rest=struct.pack("<8I", *[48] * 8) + struct.pack("<I", 16) + bytes(16)
+    ),
     "is empty": b"",
 }.items():
 

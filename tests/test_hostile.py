@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import actstore
+import numpy as np
 import pytest
 from foreign_lies import ALONE, FOREIGN, build_foreign
 from forged_lies import CORPUS, FORGED
 from limited import Tell, anonymous_memory, in_child
+from sparse_lies import SPARSE, build_many_chunks
 
-CASES = {"foreign": FOREIGN, "forged": FORGED, "alone": ALONE}
+CASES = {"foreign": FOREIGN, "forged": FORGED, "alone": ALONE, "sparse": SPARSE}
 
 
 def attempt(path: Path) -> tuple[str, str]:
@@ -101,6 +103,43 @@ def test_all_forged_are_refused(memory_path: Path) -> None:
 def test_refused_alone(tmp_path: Path, name: str) -> None:
     outcomes = in_child(try_all, tmp_path, "alone", [name], seconds=20, room=1 << 30)
     assert problem(name, outcomes[name]) is None
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_terabytes_of_nothing(tmp_path: Path, name: str) -> None:
+    """An error, where a process that asks for the memory would end: with little address space."""
+    outcomes = in_child(try_all, tmp_path, "sparse", [name], seconds=20, room=1 << 30)
+    assert problem(name, outcomes[name]) is None
+
+
+def test_terabytes_of_nothing_where_address_space_is_plenty(tmp_path: Path) -> None:
+    names = [name for name in SPARSE if "terabytes" in name]
+    outcomes = in_child(try_all, tmp_path, "sparse", names, seconds=60, room=1 << 50)
+    problems = {name: problem(name, outcome) for name, outcome in outcomes.items()}
+    assert {name: text for name, text in problems.items() if text} == {}
+
+
+def ask(tell: Tell, path: Path) -> list[str]:
+    """What becomes of an analysis of all rows."""
+    out = []
+    with actstore.open(path) as store:
+        for name, work in {
+            "search": lambda site: site.search(np.ones((1, 4), np.float32), k=1),
+            "moments": lambda site: site.moments(),
+        }.items():
+            tell(name)
+            try:
+                work(store["x"])
+                out.append("none")
+            except actstore.ActstoreError as error:
+                out.append(str(error))
+    return out
+
+
+def test_an_analysis_of_more_chunks_than_can_be_listed(tmp_path: Path) -> None:
+    build_many_chunks(tmp_path / "x.zarr")
+    outcomes = in_child(ask, tmp_path / "x.zarr", seconds=20, room=1 << 30)
+    assert all("no memory for a list of chunks" in outcome for outcome in outcomes), outcomes
 
 
 def test_a_folder_that_contains_itself(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ BELOW = {
 """What each module of the core may use, besides itself."""
 
 UNSAFE = ("actstore-core/src/kernels/", "actstore-core/src/store/mmap.rs", "actstore-py/src/array.rs")
+"""Where unsafe code may be; besides, the allocator by which the fuzzer counts has to be."""
 
 
 def rust_code(path: Path) -> str:
@@ -133,7 +134,7 @@ def test_the_binding_uses_the_core_and_not_its_files() -> None:
 def test_unsafe_stays_on_its_islands() -> None:
     for path in rust_files(ROOT / "rust"):
         name = str(path.relative_to(ROOT / "rust"))
-        if "/target/" in name or name.startswith(UNSAFE):
+        if "/target/" in name or name.startswith(UNSAFE) or name == "fuzz/src/meter.rs":
             continue
         assert not re.search(r"\bunsafe(_code)?\b", rust_code(path)), f"{name} is no place for unsafe code"
     assert 'unsafe_code = "deny"' in (ROOT / "Cargo.toml").read_text()

@@ -369,3 +369,32 @@ fn write_stream(
     out[start - 4..start].copy_from_slice(&length.to_le_bytes());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks of one byte, each in the same stream: a frame of many blocks, all but the last of them empty.
+    fn sharing(blocks: usize) -> Vec<u8> {
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x20, 1];
+        frame.extend_from_slice(&[0; 3 * 2000]);
+        frame.extend_from_slice(&[1 << 3 | 1, 0, 0, 7]);
+        let start = HEADER + 4 * blocks;
+        let total = start + 4 + frame.len();
+        let mut chunk = vec![2, 1, ZSTD << 5 | UNSPLIT, 1];
+        for word in [blocks, 1, total] {
+            chunk.extend_from_slice(&(word as u32).to_le_bytes());
+        }
+        (0..blocks).for_each(|_| chunk.extend_from_slice(&(start as u32).to_le_bytes()));
+        chunk.extend_from_slice(&(frame.len() as u32).to_le_bytes());
+        [chunk, frame].concat()
+    }
+
+    #[test]
+    fn no_stream_is_decoded_for_every_block() {
+        let mut scratch = Vec::new();
+        assert!(matches!(read(&sharing(1), 1, 1, &mut scratch), Ok(Decoded::Elements([7]))));
+        let error = read(&sharing(1000), 1000, 1, &mut scratch).map(|_| ()).unwrap_err();
+        assert!(error.message.contains("overlap"), "{error}");
+    }
+}

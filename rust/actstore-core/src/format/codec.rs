@@ -200,3 +200,38 @@ fn inflate<'a>(codec: &Codec, bytes: &[u8], limit: usize, exact: bool, out: &'a 
     }
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn chain(names: &[&str]) -> Result<Chain> {
+        let list: Vec<Value> = ["bytes"].iter().chain(names).map(|name| json!({"name": name})).collect();
+        Chain::parse(&list, 3)
+    }
+
+    #[test]
+    fn an_encoded_chunk_has_a_limit() {
+        for (names, limit) in [
+            (&[][..], 1000),
+            (&["crc32c"], 1004),
+            (&["blosc", "crc32c"], 2000 + SLACK + 4),
+            (&["crc32c", "zstd"], 2 * 1004 + SLACK),
+            (&["gzip", "zstd", "crc32c"], 2 * (2000 + SLACK) + SLACK + 4),
+        ] {
+            assert_eq!(chain(names).unwrap().encoded_limit(1000), limit, "{names:?}");
+        }
+        // The largest chunk there may be, in the longest chain.
+        let longest = ["blosc", "gzip", "zstd", "crc32c", "crc32c", "crc32c", "crc32c", "crc32c"];
+        assert!(chain(&longest).unwrap().encoded_limit(1 << 30) < 1 << 34);
+    }
+
+    #[test]
+    fn chains_that_nobody_stacks_are_refused() {
+        for names in [&["zstd"; 3][..], &["crc32c"; 9], &["zstd", "blosc"], &["crc32c", "blosc"], &["blosc", "blosc"]] {
+            assert_eq!(chain(names).unwrap_err().kind, crate::Kind::Unsupported, "{names:?}");
+        }
+    }
+}

@@ -230,3 +230,56 @@ impl Record {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(change: impl FnOnce(&mut Value)) -> Result<Record> {
+        let mut body = json!({
+            "format": 1, "number": 3, "checkpoint": 3, "generation": 0, "root": {"metadata": 0, "previous": 0},
+            "groups": {"commits": 0},
+            "arrays": {"x": {"metadata": 0, "rows": 9, "previous": 8, "shards": [[0, [[100, 7]]]],
+                "tail": {"length": 40, "chunks": [[0, 20, 1], [20, 20, 2]],
+                    "compacted": {"length": 60, "seal": 5, "chunks": [[0, 20, 1]]}}}},
+            "state": {"n": 9},
+        });
+        change(&mut body);
+        let body = body.to_string();
+        let text = format!("{{\"crc32c\":\"{:08x}\",\"record\":{body}}}", crc32c::crc32c(body.as_bytes()));
+        Record::read(text.as_bytes(), 3)
+    }
+
+    #[test]
+    fn numbers_that_do_not_add_up_are_refused() {
+        let record = read(|_| ()).unwrap();
+        assert_eq!(end(&record.arrays["x"].tail.as_ref().unwrap().chunks), 40);
+        assert_eq!(Record::read(record.write().as_bytes(), 3).unwrap(), record);
+        for place in [
+            "/generation",
+            "/arrays/x/rows",
+            "/arrays/x/previous",
+            "/arrays/x/shards/0/0",
+            "/arrays/x/shards/0/1/0/0",
+            "/arrays/x/tail/length",
+            "/arrays/x/tail/chunks/1/0",
+            "/arrays/x/tail/chunks/1/1",
+            "/arrays/x/tail/compacted/length",
+            "/arrays/x/tail/compacted/chunks/0/0",
+        ] {
+            for number in [u64::MAX, u64::MAX - 19, 1 << 63, MOST] {
+                let error = read(|body| *body.pointer_mut(place).unwrap() = json!(number)).unwrap_err();
+                assert_eq!(error.kind, Kind::Metadata, "{place} {number}");
+            }
+            read(|body| *body.pointer_mut(place).unwrap() = json!(MOST - 100)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_state_of_too_many_values_is_refused() {
+        let error = read(|body| body["state"] = json!(vec![0; (1 << 24) + 1])).unwrap_err();
+        assert!(error.message.contains("values"), "{error}");
+    }
+}

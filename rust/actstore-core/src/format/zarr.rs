@@ -438,3 +438,53 @@ fn fill_value(value: &Value, dtype: Dtype) -> Result<Vec<u8>> {
     };
     Ok(bits.to_le_bytes()[..dtype.size()].to_vec())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fill_value_is_one_of_its_type() {
+        for (value, dtype, bytes) in [
+            (json!(255), Dtype::UInt8, &[255][..]),
+            (json!(-128), Dtype::Int8, &[128]),
+            (json!(true), Dtype::Bool, &[1]),
+            (json!("0xffff"), Dtype::BFloat16, &[255, 255]),
+            (json!(u64::MAX), Dtype::UInt64, &[255; 8]),
+            (json!(i64::MIN), Dtype::Int64, &[0, 0, 0, 0, 0, 0, 0, 128]),
+            (json!(1.5), Dtype::Float32, &[0, 0, 192, 63]),
+        ] {
+            assert_eq!(fill_value(&value, dtype).unwrap(), bytes, "{value} {dtype:?}");
+        }
+        for (value, dtype) in [
+            (json!(256), Dtype::UInt8),
+            (json!(-1), Dtype::UInt8),
+            (json!(128), Dtype::Int8),
+            (json!(-129), Dtype::Int8),
+            (json!(u64::MAX), Dtype::Int64),
+            (json!("0x10000"), Dtype::BFloat16),
+            (json!(true), Dtype::UInt8),
+            (json!(0.5), Dtype::Int32),
+            (json!("one"), Dtype::Float32),
+        ] {
+            assert!(fill_value(&value, dtype).is_err(), "{value} {dtype:?}");
+        }
+    }
+
+    #[test]
+    fn a_shard_of_any_size_is_asked_for_without_overflow() {
+        for chunk_rows in [0, 1, 1 << 40, usize::MAX] {
+            let spec = ArraySpec {
+                name: "x".into(),
+                shape: vec![1 << 20, 1 << 8],
+                dtype: "float32".into(),
+                codec: "blosc".into(),
+                chunk_rows: Some(chunk_rows),
+                shard_rows: None,
+                dimension_names: vec![],
+                attributes: Value::Null,
+            };
+            assert_eq!(spec.metadata().is_ok(), chunk_rows == 1, "{chunk_rows}");
+        }
+    }
+}

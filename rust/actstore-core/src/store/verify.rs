@@ -53,7 +53,7 @@ impl Reader {
                 let found = std::fs::metadata(self.path().join(&part.name).join(part.meta.key(index)));
                 // What is absent of a foreign array is not listed: its metadata may speak of millions.
                 if part.record.is_some() || !found.as_ref().is_err_and(files::is_absent) {
-                    total += found.map_or(0, |m| m.len());
+                    total = found.map_or(0, |m| m.len()).saturating_add(total);
                     shards.push((part, index));
                 }
             }
