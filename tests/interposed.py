@@ -284,6 +284,15 @@ def create(child: Child) -> None:
     writer.abort()
 
 
+def overwrite(child: Child) -> None:
+    """A new store in the place of one that is there."""
+    child.say("may", actstore.open(child.path).n_examples)
+    child.arm()
+    writer = child.corpus.create(child.path, overwrite=True, threads=1)
+    child.disarm()
+    writer.abort()
+
+
 def first_commit(child: Child) -> None:
     """The first, which brings the columns."""
     writer = child.corpus.create(child.path, threads=1)
@@ -563,6 +572,7 @@ TASKS = {
         full_close,
         full_compact,
         create,
+        overwrite,
         first_commit,
         add_columns,
         grow,

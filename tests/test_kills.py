@@ -7,13 +7,14 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 import actstore
 import pytest
 from builders import Corpus, files_of_record, files_on_disk, twin
-from interposed import KILL_AFTER, TEAR, Nurseries, Nursery, Order, Outcome, spread, stop_file
+from interposed import KILL_AFTER, KILL_BEFORE, TEAR, Nurseries, Nursery, Order, Outcome, spread, stop_file
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the interposer is Linux's")
 
@@ -145,6 +146,89 @@ def test_columns_that_were_never_committed_are_not_in_the_way(
             assert list(store.examples) == ["id"]
             assert list(store.tokens) == []
         assert files_on_disk(path) == files_of_record(path)
+
+
+LIVES = [
+    "create",
+    "first_commit",
+    "add_columns",
+    "grow",
+    "cross",
+    "compact",
+    "derive",
+    "close",
+    "overwrite",
+    "story",
+]
+
+
+@pytest.mark.slow
+def test_a_thousand_kills(
+    nurseries: Nurseries, memory_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Short stores, many kills: of every kind of writer, at calls drawn at random, before, after and within
+    them; now and then the next writer is killed as well."""
+    rng = random.Random(12)
+    corpora = [ONE, RAW, Corpus(several=True), Corpus(several=True, codec="raw")]
+    bases: dict[tuple[int, str], Path | None] = {}
+    calls: dict[tuple[int, str], int] = {}
+    for which, corpus in enumerate(corpora):
+        for task in LIVES:
+            folder = memory_path / f"{which}-{task}"
+            folder.mkdir()
+            begins = task in ("create", "first_commit", "story")
+            bases[which, task] = base = None if begins else base_for(task, corpus, folder)
+            path = folder / "counted.act"
+            calls[which, task] = (
+                nurseries[0].run(task, corpus, path if base is None else twin(base, path), Order()).calls
+            )
+    figures: Counter[str] = Counter()
+
+    def killed(outcome: Outcome) -> bool:
+        figures["kills"] += outcome.killed
+        figures["a commit had returned"] += outcome.killed and outcome.least > 0
+        return outcome.killed
+
+    def kill(nursery: Nursery, name: str, drawn: tuple[int, str, int, int, bool, int]) -> None:
+        which, task, mode, at, twice, again = drawn
+        corpus, base = corpora[which], bases[which, task]
+        path = memory_path / name
+        shutil.rmtree(path, ignore_errors=True)
+        if base is not None:
+            twin(base, path)
+        outcome = nursery.run(task, corpus, path, Order(mode, at))
+        if task == "derive":  # It commits no examples, and loses none.
+            outcome.said.append(("is", actstore.open(base).n_examples))
+        figures[task] += killed(outcome)
+        if twice and (path / "zarr.json").exists():
+            said = outcome.said
+            outcome = nursery.run("recover", corpus, path, Order(KILL_AFTER, again))
+            figures["recover"] += killed(outcome)
+            outcome.said.extend(said)
+        try:
+            figures["a commit stood that had not yet returned"] += (
+                examine(corpus, path, outcome) > outcome.least
+            )
+        except BaseException as error:
+            error.add_note(f"{drawn}")
+            raise
+        for left in path.parent.glob(f".{name}.new-*"):
+            shutil.rmtree(left)
+
+    def draw() -> tuple[int, str, int, int, bool, int]:
+        which, task = rng.randrange(len(corpora)), rng.choice(LIVES)
+        mode = rng.choice([KILL_BEFORE, KILL_AFTER, TEAR])
+        at = rng.randint(1, calls[which, task])
+        return which, task, mode, at, rng.random() < 0.3, rng.randint(1, 20)
+
+    spread(nurseries, [draw() for _ in range(940)], kill)
+    with capsys.disabled():
+        print(
+            "\n"
+            + ", ".join(f"{name}: {n:,}" for name, n in sorted(figures.items(), key=lambda item: -item[1]))
+        )
+    assert figures["kills"] >= 1000
+    assert all(figures[task] > 30 for task in LIVES)
 
 
 def wander(corpus: Corpus, folder: Path, n_kills: int, seed: int) -> None:
