@@ -27,6 +27,15 @@ def hear_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def without_forecast(printed: str) -> str:
+    """What a command printed but for how long its capture will take, which it tells if that is long.
+
+    It is on a busy machine.
+    """
+    lines = printed.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("capture: about "))
+
+
 def fork(work: Callable[[], object]) -> int:
     """A forked child that does `work` and ends without a word to pytest: 0 if all was well."""
     with warnings.catch_warnings():

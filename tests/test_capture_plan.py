@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import actstore
 import pytest
+from actstore.capture.capturing import _show
 
 pytest.importorskip("transformers")
 
@@ -198,6 +200,19 @@ def test_room_for_what_is_left_is_enough(disk: Path, memory_path: Path) -> None:
         fill(disk, int(2.6 * store.info()["stored_bytes"]))
     actstore.capture(path, **arguments, resume=True).close()
     assert contents(path)["examples/id"] == contents(whole)["examples/id"]
+
+
+def test_what_will_take_long_is_told_before(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = of_text(bert(), texts=texts(100))
+    plan = actstore.plan(arguments["model"], arguments["texts"], tokenizer=arguments["tokenizer"])
+    _show(replace(plan, seconds=4.9))
+    assert capsys.readouterr().err == ""
+    _show(replace(plan, seconds=3600))
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("capture: about ")
+    assert " in 60 min, " in line
+    _show(replace(plan, seconds=None))
+    assert capsys.readouterr().err.startswith("capture: nobody knows ")
 
 
 def test_a_plan_of_raw_rows_has_no_ratio() -> None:
