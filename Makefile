@@ -3,9 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUST := $(shell find rust -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock
+RUST := $(shell find rust/actstore-core rust/actstore-py -name '*.rs' -o -name 'Cargo.toml') Cargo.toml Cargo.lock
 
-.PHONY: build test test-all check format bench demo clean
+.PHONY: build test test-all check format fuzz sanitize bench demo clean
 
 build: $(VENV)/.built  ## build the extension, in release, into .venv
 
@@ -39,6 +39,36 @@ format:  ## format everything
 	cargo fmt
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# AddressSanitizer watches the targets that reach unsafe loops; the others run several times faster without it.
+# RUSTC_BOOTSTRAP lets a stable compiler take the flags that both need.
+FUZZ_SECONDS ?= 20
+FUZZ_TARGETS ?= blosc chain round_trip zstd record shard store zarr
+FUZZ_SANITIZED := blosc chain round_trip zstd
+FUZZ_FLAGS := -timeout=10 -rss_limit_mb=4096 -dict=rust/fuzz/json.dict -max_total_time=$(FUZZ_SECONDS)
+
+fuzz:  ## hostile bytes, FUZZ_SECONDS for each of FUZZ_TARGETS
+	cargo fuzz --version || cargo install cargo-fuzz
+	@for target in $(FUZZ_TARGETS); do \
+		case " $(FUZZ_SANITIZED) " in *" $$target "*) sanitizer=address;; *) sanitizer=none;; esac; \
+		mkdir -p target/fuzz-corpus/$$target target/fuzz-artifacts/$$target; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir rust/fuzz --target-dir target/fuzz-$$sanitizer \
+			--sanitizer $$sanitizer $$target target/fuzz-corpus/$$target rust/fuzz/corpus/$$target -- \
+			$(FUZZ_FLAGS) -artifact_prefix=target/fuzz-artifacts/$$target/ || exit 1; \
+	done
+
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+
+sanitize:  ## the core's tests under AddressSanitizer and, where it is installed, Miri
+	@for set in scalar avx2 avx512; do \
+		echo "ACTSTORE_INSTRUCTION_SET=$$set"; \
+		ACTSTORE_INSTRUCTION_SET=$$set ASAN_OPTIONS=allocator_may_return_null=1 RUSTC_BOOTSTRAP=1 \
+			RUSTFLAGS=-Zsanitizer=address cargo test --quiet --package actstore-core --lib --tests \
+			--target $(HOST) --target-dir target/sanitize || exit 1; \
+	done
+	@if cargo +nightly miri --version; then \
+		cargo +nightly miri test --package actstore-core --lib --target-dir target/miri kernels::huffman; \
+	fi
 
 $(VENV)/.bench: benches/requirements.txt $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet -r benches/requirements.txt

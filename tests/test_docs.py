@@ -249,7 +249,12 @@ def test_the_rules_for_checksums(tmp_path: Path) -> None:
             key = "c/1/0/0" if name == "resid" else "c/0"
             chunk = (path / name / key).read_bytes()[offset : offset + length]
             assert crc32c(chunk[:-4]) == crc == int.from_bytes(chunk[-4:], "little")
-    ((number, ((length, seal),)),) = record["arrays"]["resid"]["shards"]
+    records = [json.loads(file.read_text())["record"] for file in sorted((path / "commits").glob("0*.json"))]
+    root = json.loads((path / "zarr.json").read_text())
+    whole = [one for one in records if one["number"] == one["checkpoint"]]
+    assert [one.get("attributes") for one in whole] == [root["attributes"]] * len(whole)
+    assert not any("attributes" in one for one in records if one not in whole)
+    ((number, ((length, seal),)),) = [shard for one in records for shard in one["arrays"]["resid"]["shards"]]
     data = (path / f"resid/c/{number}/0/0").read_bytes()
     n = 4  # two chunks of rows, two layers
     assert len(data) == length

@@ -195,6 +195,11 @@ def test_links_in_a_store_are_not_followed_to_what_is_removed(tmp_path: Path) ->
         CORPUS.append(writer, 3)
     assert CORPUS.check(actstore.open(path)) == 6
     assert sorted(p.relative_to(precious) for p in precious.rglob("*")) == before
+    for link in (path / "evil", path / "resid" / "c" / "77", path / "tokens" / "id" / "c" / "9"):
+        with pytest.raises(actstore.StorageError, match="no part of the store"):
+            CORPUS.create(path, overwrite=True)
+        assert link.is_symlink()
+        link.unlink()
     CORPUS.create(path, overwrite=True).close()
     assert sorted(p.relative_to(precious) for p in precious.rglob("*")) == before
 

@@ -127,6 +127,8 @@ impl Writer {
                 break lock;
             }
         };
+        // By its lock an interrupted creation is known, also after a power failure.
+        files::sync_folder(&path.join(COMMITS))?;
         clear(path)?;
         Writer::first(path, lock, attributes, arrays, state, pool)
     }
