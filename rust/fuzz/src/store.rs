@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use actstore_core::blocks::Blocks;
 use actstore_core::format::zarr::{self, ArrayMeta, ArraySpec};
-use actstore_core::store::{Reader, Selection, Verify, Writer, compact};
+use actstore_core::store::{Overwrite, Reader, Selection, Verify, Writer, compact};
 use actstore_core::{Result, Rows, Task};
 use serde_json::{Value, json};
 
@@ -306,7 +306,7 @@ fn build(path: &Path) -> Result<()> {
         spec("column", &[], "int64", "blosc", 8),
     ];
     let attributes = json!({"actstore": {"format": 1, "commits": "commits"}});
-    let mut writer = Writer::create(path, attributes, &specs, json!({"n": 0}), false, 1)?;
+    let mut writer = Writer::create(path, attributes, &specs, json!({"n": 0}), Overwrite::Never, 1)?;
     let rows = |n: usize, bytes: usize| -> Vec<u8> { (0..n * bytes).map(|i| (i * 7 % 251) as u8 | 1).collect() };
     for (i, n) in [9, 2].into_iter().enumerate() {
         writer
