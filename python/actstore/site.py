@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .torch_dataset import TorchDataset
 
 
+_INT64: np.dtype[np.int64] = np.dtype(np.int64)
 _QUICK_ROWS = 1 << 16
 """Rows of one layer that fit any memory."""
 
@@ -104,7 +105,7 @@ class Site(View):
         view, array = self._view.rows, self._array
         if (
             type(rows) is not np.ndarray
-            or rows.dtype != np.int64
+            or rows.dtype is not _INT64
             or rows.ndim != 1
             or not 0 < len(rows) <= _QUICK_ROWS
             or type(layer) is not int
