@@ -103,7 +103,7 @@ pub fn read<'a>(chunk: &'a [u8], expected: usize, size: usize, scratch: &'a mut 
     }
 
     // The general case: block by block, into elements.
-    let scratch = memory::room(scratch, bytes + block, "a decoded chunk and a block of it")?;
+    let scratch = memory::room(scratch, bytes + block.min(bytes), "a decoded chunk and a block of it")?;
     let (out, spare) = scratch.split_at_mut(bytes);
     // Blocks that share a stream would have it decoded as often as there are blocks.
     let mut unread = chunk.len();
