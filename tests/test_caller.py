@@ -229,6 +229,30 @@ def test_a_foreign_raw_shard_that_is_cut_short_is_an_error(tmp_path: Path) -> No
 # ---- Memory ----
 
 
+def too_much(tell: Tell) -> list[str]:
+    wide = np.ones((3, 1, 1 << 14), np.float32)  # 2 GiB of products, more than there is room for.
+    found = []
+    what = {"kind": "float64", "labels": None, "groups": 1, "layers": [0], "numbers": None}
+    works: list[tuple[str, Callable[[], Any]]] = [
+        ("moments", lambda: actstore.moments(wide)),
+        ("cross-moments", lambda: actstore.cross_moments(wide, wide)),
+        ("moments, natively", lambda: _native.scan(wide, (0, 3), None, [("moments", what)])),
+    ]
+    for name, work in works:
+        tell(name)
+        try:
+            work()
+        except InvalidInputError as error:
+            found.append(str(error))
+    return found
+
+
+def test_moments_that_no_memory_holds_are_an_error() -> None:
+    found = in_child(too_much, room=1 << 30)
+    assert len(found) == 3
+    assert all("no memory" in message for message in found)
+
+
 def limits_of(tell: Tell, threads: int) -> int:
     del tell
     before = anonymous_memory()

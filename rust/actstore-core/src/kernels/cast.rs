@@ -1,11 +1,11 @@
 //! Floats as bytes and bytes as floats, where they lie.
 #![allow(unsafe_code)]
 
-/// The bytes as float32, if they lie as float32 must; on a little-endian machine alone.
+/// The bytes as float32, if they lie as float32 must.
 pub fn as_floats(bytes: &[u8]) -> Option<&[f32]> {
     // SAFETY: any four bytes are a float32, and `align_to` gives only those that are aligned.
     let (before, floats, after) = unsafe { bytes.align_to::<f32>() };
-    (cfg!(target_endian = "little") && before.is_empty() && after.is_empty()).then_some(floats)
+    (before.is_empty() && after.is_empty()).then_some(floats)
 }
 
 /// The bytes of floats.

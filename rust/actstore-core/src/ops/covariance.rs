@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::ops::gather::Gatherer;
-use crate::ops::panels::{Mean, Packed, Panel, pack_wide, parts};
+use crate::ops::panels::{Mean, Packed, Panel, pack_wide, parts, zeros};
 use crate::ops::scan::{Block, State, take_state};
 
 /// Rows of a piece at most: few enough for float32 sums to stay exact to their last digits, enough for
@@ -144,8 +144,8 @@ impl<'a> Covariance<'a> {
             return Err(Error::shape(format!("{} names for {layers} layers", names.layers.len())));
         }
         let each = layers * n_groups * dim;
-        let second = if kind == Kind::Diagonal { each } else { each * dim };
-        let sums = Sums { n: vec![0; n_groups], mean: Vec::new(), second: vec![0.0; second] };
+        let second = if kind == Kind::Diagonal { &[layers, n_groups, dim][..] } else { &[layers, n_groups, dim, dim] };
+        let sums = Sums { n: vec![0; n_groups], mean: Vec::new(), second: zeros(second, "moments")? };
         let wrong = Mutex::new((0, usize::MAX));
         let means = Mutex::new(Mean::new(each));
         let (sums, spare) = (Mutex::new((sums, Between::new())), Mutex::default());

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::blocks::{Blocks, Positions, room};
 use crate::error::{Error, Result};
 use crate::ops::covariance::{Names, PIECE, evenly};
-use crate::ops::panels::{Mean, Packed, Panel, pack_wide, padded, parts};
+use crate::ops::panels::{Mean, Packed, Panel, pack_wide, padded, parts, zeros};
 use crate::process::{Task, pool};
 
 /// Bytes that the packed rows of a window come to.
@@ -39,7 +39,7 @@ pub fn cross<T: Panel>([x, y]: [&dyn Blocks; 2], names: [Names<'_>; 2], task: &T
         return Err(Error::shape(format!("{rows} rows and {y_rows}: as many are needed of both")));
     }
     let (mean_x, mean_y) = (vec![0.0; x_layers * x_dim], vec![0.0; y_layers * y_dim]);
-    let mut found = Cross { mean_x, mean_y, second: vec![0.0; x_layers * x_dim * y_layers * y_dim] };
+    let mut found = Cross { mean_x, mean_y, second: zeros(&[x_layers, y_layers, x_dim, y_dim], "cross-moments")? };
     if found.second.is_empty() || rows == 0 {
         return Ok(found);
     }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::error::{Error, Result};
 use crate::kernels::kernels;
 use crate::kernels::products_scalar::{Element, WIDE32, WIDE64};
 
@@ -204,6 +205,22 @@ impl Mean {
     /// As numbers.
     pub fn whole(&self) -> Vec<f64> {
         self.near.iter().zip(&self.rest).map(|(near, rest)| near + rest).collect()
+    }
+}
+
+/// As many zeros as the product of these extents, which a file may have named. An error where there is no memory
+/// for them.
+pub fn zeros(extents: &[usize], what: &str) -> Result<Vec<f64>> {
+    let mut zeros = Vec::new();
+    match extents.iter().try_fold(1usize, |n, extent| n.checked_mul(*extent)) {
+        Some(n) if zeros.try_reserve_exact(n).is_ok() => {
+            zeros.resize(n, 0.0);
+            Ok(zeros)
+        }
+        _ => {
+            let message = format!("no memory for {what} of {extents:?} float64: select fewer layers");
+            Err(Error::invalid(message))
+        }
     }
 }
 
