@@ -211,7 +211,7 @@ def test_what_will_take_long_is_told_before(capsys: pytest.CaptureFixture[str]) 
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("capture: about ")
     assert " in 60 min, " in line
-    _show(replace(plan, seconds=None))
+    _show(replace(plan, n_tokens=None, seconds=None))
     assert capsys.readouterr().err.startswith("capture: nobody knows ")
 
 
