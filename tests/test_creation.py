@@ -376,6 +376,26 @@ def test_an_export_replaces_an_export_and_nothing_else(memory_path: Path) -> Non
     assert sorted(one.name for one in memory_path.iterdir()) == ["out", "x.act"]
 
 
+def test_imports_and_exports_through_a_link(memory_path: Path) -> None:
+    """What the link leads to is replaced, where it lies."""
+    source = npy(memory_path / "x.npy")
+    path = ONE.build(memory_path / "disk/x.act", 3)
+    actstore.export(path, memory_path / "disk/out")
+    before = sorted(snapshot(memory_path / "disk/out"))
+    for name in ("x.act", "out"):
+        (memory_path / name).symlink_to(f"disk/{name}")
+    actstore.export(path, memory_path / "out", overwrite=True)
+    assert sorted(snapshot(memory_path / "disk/out")) == before
+    actstore.import_(source, memory_path / "x.act", overwrite=True)
+    assert actstore.open(path).n_tokens == 5
+    assert all((memory_path / name).is_symlink() for name in ("x.act", "out"))
+    assert sorted(one.name for one in (memory_path / "disk").iterdir()) == ["out", "x.act"]
+    (memory_path / "y.act").symlink_to("nowhere")
+    with pytest.raises(StorageError):
+        actstore.import_(source, memory_path / "y.act")
+    assert not (memory_path / "nowhere").exists()
+
+
 def test_two_exports_at_once_do_not_take_each_others_files(
     memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,8 @@ def create(
     codec : {"blosc", "raw"}
         Compressed without loss, or as it is in memory and searched in place.
     overwrite : bool
-        Replace a store that is there; anything else there is never replaced.
+        Replace a store that is there; anything else there is never replaced, nor a store in whose folder
+        something else lies.
     identity : mapping, optional
         What the activations are of (weights, tokenizer, ...), as JSON can hold it.
     part : tuple of int, optional

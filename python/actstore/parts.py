@@ -82,7 +82,7 @@ def find_parts(source: object) -> list[str]:
     if not paths:
         raise InvalidInputError("a list of no parts")
     for path in paths:
-        if _native.place(path) not in ("zarr", "rootless"):
+        if not _is_part(path):
             raise NotFoundError(f"{path} is no store: it has no zarr.json")
     return _once(paths)
 
@@ -110,11 +110,7 @@ def as_path(item: object) -> str:
 
 def _folder(path: str) -> list[str]:
     names = [
-        name
-        for name in os.listdir(path)
-        if not name.startswith(".")
-        # A part that has lost its root is not passed over: opening it says so.
-        and _native.place(os.path.join(path, name)) in ("zarr", "rootless")
+        name for name in os.listdir(path) if not name.startswith(".") and _is_part(os.path.join(path, name))
     ]
     if not names:
         version_2 = any(os.path.exists(os.path.join(path, name)) for name in (".zgroup", ".zarray"))
@@ -123,6 +119,13 @@ def _folder(path: str) -> list[str]:
             hint="it is of Zarr version 2, version 3 is read" if version_2 else None,
         )
     return [os.path.join(path, name) for name in sorted(names, key=_natural)]
+
+
+def _is_part(path: str) -> bool:
+    """Whether there is a store, or one that has lost its root: it is not passed over, opening it says so."""
+    if os.path.exists(os.path.join(path, "zarr.json")):
+        return True
+    return os.path.isdir(os.path.join(path, "commits")) and _native.place(path) == "rootless"
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:

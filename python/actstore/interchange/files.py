@@ -46,7 +46,8 @@ def new_directory(
     import shutil
     import tempfile
 
-    path = os.path.abspath(path)
+    # What a link leads to is replaced, beside it and on its disk; a link that leads nowhere is in the way.
+    path = os.path.realpath(path) if os.path.exists(path) else os.path.abspath(path)
     parent, name = os.path.split(path)
     if os.path.lexists(path):
         if not overwrite:

@@ -57,7 +57,7 @@ impl Array {
         threads: Threads,
     ) -> PyResult<()> {
         if let Some(list) = rows.memory()? {
-            apart(py, &bytes_mut(out)?.as_ptr_range(), &list)?;
+            apart(py, &bytes(out)?.as_ptr_range(), &list)?;
         }
         self.read_rows(py, rows.rows()?, layers.as_deref(), out, threads)
     }

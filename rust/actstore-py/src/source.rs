@@ -44,9 +44,7 @@ impl RowsArgument<'_> {
             RowsArgument::List(list) => Rows::List(list.as_slice()?),
         })
     }
-}
 
-impl RowsArgument<'_> {
     /// The memory of a list.
     pub fn memory(&self) -> PyResult<Option<Range<*const u8>>> {
         Ok(match self {

@@ -212,12 +212,11 @@ impl Read<'_> {
 
     /// Rows one by one out of mapped shards.
     fn gather(&self, list: &[i64], out: &mut [u8]) -> Result<()> {
-        let row_bytes = self.cell * self.layers.len();
-        let threads = if self.inline { 1 } else { rayon::current_num_threads() };
-        let run = (list.len() / (4 * threads)).clamp(64, 1 << 16);
         if self.inline {
             return self.gather_run(list, out);
         }
+        let row_bytes = self.cell * self.layers.len();
+        let run = (list.len() / (4 * rayon::current_num_threads())).clamp(64, 1 << 16);
         let tasks = list.chunks(run).zip(out.chunks_mut(run * row_bytes)).collect();
         self.each(tasks, |(list, out)| self.gather_run(list, out))
     }

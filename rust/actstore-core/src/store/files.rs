@@ -225,6 +225,23 @@ pub fn list(path: &Path) -> Result<Vec<String>> {
         .collect()
 }
 
+/// The numbers of the records there are, in order.
+pub fn record_numbers(store: &Path) -> Result<Vec<u64>> {
+    let mut numbers: Vec<u64> = list(&store.join(COMMITS))?.iter().filter_map(|name| record_number(name)).collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// The number of a record's file; None of any other.
+pub fn record_number(name: &str) -> Option<u64> {
+    name.strip_suffix(".json").filter(|n| n.len() == 20)?.parse().ok()
+}
+
+/// A record's file.
+pub fn record_name(number: u64) -> String {
+    format!("{number:020}.json")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

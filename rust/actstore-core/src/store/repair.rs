@@ -5,8 +5,8 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::format::zarr;
-use crate::store::creation::Place;
 use crate::store::lock::Lock;
+use crate::store::place::Place;
 use crate::store::view::{self, View};
 use crate::store::{Reader, Verify, files};
 

@@ -8,8 +8,8 @@ use serde_json::Value;
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{ArrayRecord, Record};
 use crate::format::zarr::{self, ArrayMeta};
-use crate::store::creation::{Place, rootless};
-use crate::store::files::{self, COMMITS};
+use crate::store::files::{self, COMMITS, record_name, record_numbers};
+use crate::store::place::{Place, rootless};
 
 /// All that is known of a store before any shard is opened.
 #[derive(Debug)]
@@ -22,24 +22,6 @@ pub struct View {
     pub arrays: BTreeMap<String, ArrayMeta>,
     /// Arrays of a foreign group that are not read, and why.
     pub refused: BTreeMap<String, Error>,
-}
-
-/// The numbers of the records there are, in order.
-pub fn record_numbers(store: &Path) -> Result<Vec<u64>> {
-    let mut numbers: Vec<u64> =
-        files::list(&store.join(COMMITS))?.iter().filter_map(|name| record_number(name)).collect();
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-/// The number of a record's file; None of any other.
-pub fn record_number(name: &str) -> Option<u64> {
-    name.strip_suffix(".json").filter(|n| n.len() == 20)?.parse().ok()
-}
-
-/// A record's file.
-pub fn record_name(number: u64) -> String {
-    format!("{number:020}.json")
 }
 
 /// The newest record, with all it builds on; None without any.

@@ -16,12 +16,12 @@ use crate::format::zarr::{self, ArraySpec};
 use crate::process::{Task, pool};
 use crate::selection::Rows;
 use crate::store::array_writer::ArrayWriter;
-use crate::store::creation::{Place, is_leftover};
 use crate::store::files::{self, COMMITS, TEMPORARY};
 use crate::store::lock::Lock;
 use crate::store::pipeline::Buffers;
+use crate::store::place::{Place, is_leftover};
 use crate::store::reader::Reader;
-use crate::store::view::{self, View};
+use crate::store::view::View;
 use crate::store::{Verify, compact};
 
 /// An automatic commit is due at the latest when so many bytes are not committed.
@@ -107,7 +107,7 @@ impl Writer {
         if Place::of(path)? != Place::Zarr {
             View::open(path)?;
         }
-        if view::record_numbers(path)?.is_empty() {
+        if files::record_numbers(path)?.is_empty() {
             View::open(path)?;
             return Err(Error::unsupported(format!(
                 "{} is a Zarr group without commits: import it into a store to write to it",
@@ -151,7 +151,7 @@ impl Writer {
             let writer = ArrayWriter::new(path, name, node, Some(array), pending)?;
             arrays.insert(name.clone(), writer);
         }
-        let size = |n: u64| fs::metadata(path.join(COMMITS).join(view::record_name(n))).map_or(0, |m| m.len());
+        let size = |n: u64| fs::metadata(path.join(COMMITS).join(files::record_name(n))).map_or(0, |m| m.len());
         let mut writer = Writer {
             path: path.to_path_buf(),
             lock,
@@ -462,7 +462,7 @@ fn sync_folders(pool: &ThreadPool, folders: &mut Vec<PathBuf>) -> Result<()> {
 /// Gives a record its number.
 fn publish_record(store: &Path, number: u64, text: &str) -> Result<()> {
     let staged = files::stage(store, text.as_bytes())?;
-    let published = files::publish(&staged, &store.join(COMMITS).join(view::record_name(number)));
+    let published = files::publish(&staged, &store.join(COMMITS).join(files::record_name(number)));
     if published.is_err() {
         let _ = fs::remove_file(&staged);
     }
@@ -471,8 +471,8 @@ fn publish_record(store: &Path, number: u64, text: &str) -> Result<()> {
 
 /// Removes records that nothing builds on any more. One that stays is no harm.
 fn drop_records(store: &Path, below: u64) {
-    for number in view::record_numbers(store).unwrap_or_default().into_iter().filter(|n| *n < below) {
-        let _ = fs::remove_file(store.join(COMMITS).join(view::record_name(number)));
+    for number in files::record_numbers(store).unwrap_or_default().into_iter().filter(|n| *n < below) {
+        let _ = fs::remove_file(store.join(COMMITS).join(files::record_name(number)));
     }
 }
 
