@@ -1,5 +1,6 @@
 //! Reading a store.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -39,6 +40,11 @@ impl Reader {
     #[getter]
     fn state(&self) -> String {
         self.0.state().to_string()
+    }
+
+    #[getter]
+    fn groups(&self) -> BTreeMap<&str, String> {
+        self.0.groups().iter().map(|(name, attributes)| (name.as_str(), attributes.to_string())).collect()
     }
 
     #[getter]

@@ -64,6 +64,11 @@ impl Writer {
         self.with(py, |writer| Ok(writer.attributes().to_string()))
     }
 
+    fn set_attributes(&self, py: Python<'_>, attributes: &str) -> PyResult<()> {
+        let attributes: Value = parse(py, "attributes", attributes)?;
+        self.with(py, |writer| writer.set_attributes(attributes).map_err(|error| raise(py, &error)))
+    }
+
     #[getter]
     fn state(&self, py: Python<'_>) -> PyResult<String> {
         self.with(py, |writer| Ok(writer.state().to_string()))
@@ -85,6 +90,12 @@ impl Writer {
         let arrays: Vec<ArraySpec> = parse(py, "arrays", arrays)?;
         self.with(py, |writer| writer.add_arrays(&arrays).map_err(|error| raise(py, &error)))
     }
+
+    fn add_groups(&self, py: Python<'_>, groups: &str) -> PyResult<()> {
+        let groups: BTreeMap<String, Value> = parse(py, "groups", groups)?;
+        self.with(py, |writer| writer.add_groups(&groups).map_err(|error| raise(py, &error)))
+    }
+
     fn append(&self, py: Python<'_>, rows: Rows<'_>) -> PyResult<bool> {
         self.with(py, |writer| {
             let known: BTreeMap<String, (Vec<usize>, &str)> =
@@ -139,7 +150,7 @@ impl Writer {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The open writer, for one thread at a time. The GIL is let go while another has it.
+    /// Runs `work` on the open writer, for one thread at a time. A thread that waits releases the GIL.
     fn with<T>(&self, py: Python<'_>, work: impl FnOnce(&mut store::Writer) -> PyResult<T>) -> PyResult<T> {
         let mut open = loop {
             if let Ok(open) = self.open.try_lock() {
@@ -149,7 +160,7 @@ impl Writer {
                 break self.lock();
             }
             if process::in_pool() {
-                // A reducer written in Python: the thread that has the writer may wait for this one's pool.
+                // A reducer written in Python runs here: the thread that has the writer may wait for this pool.
                 let message = format!("another thread uses the writer of {}", self.path.display());
                 return Err(raise(py, &Error::new(Kind::Locked, message)));
             }

@@ -70,8 +70,8 @@ fn check_meta(node: &Value) {
     }
 }
 
-/// Commit records: the first byte says whether their envelopes are made right, the second what number they
-/// should have. A newline separates one from the next, which is put onto it.
+/// Commit records. The first byte says whether their checksums are made right, the second which number the first one
+/// should have. Newlines separate the records, each of which is merged into those before it.
 pub fn record(data: &[u8]) {
     let mut input = Input(data);
     let (forge, first) = (input.byte() & 1 == 1, u64::from(input.byte()));
@@ -86,16 +86,28 @@ pub fn record(data: &[u8]) {
                     assert!(record::end(&tail.chunks) < 1 << 53);
                 }
             }
+            let own = record.attributes.clone();
+            assert!(own.as_ref().is_none_or(Value::is_object));
             let _ = record.check_complete();
             merged = match merged {
                 None => Some(record),
-                Some(before) => match before.merge(record) {
-                    Ok(merged) => Some(merged),
-                    Err(_) => return,
-                },
+                Some(before) => {
+                    let inherited = before.attributes.clone();
+                    match before.merge(record) {
+                        Ok(merged) => {
+                            assert_eq!(merged.attributes, own.or(inherited));
+                            Some(merged)
+                        }
+                        Err(_) => return,
+                    }
+                }
             };
         }
-        let _ = merged.map(|record| record.check_complete());
+        if let Some(record) = merged
+            && record.check_complete().is_ok()
+        {
+            assert!(record.attributes.is_some());
+        }
     });
 }
 

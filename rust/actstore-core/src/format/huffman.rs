@@ -199,7 +199,7 @@ mod fse {
             }
             states[first[usize::from(symbol)] + ((state >> bits) - count) as usize]
         };
-        // Written backwards, two states in turn; the reader starts with the first.
+        // Written backward, two states in turn; the reader starts with the first.
         let mut rest = weights.to_vec();
         let mut state = [0u32; 2];
         let start = |symbol: u8| states[first[usize::from(symbol)]];

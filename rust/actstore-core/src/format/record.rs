@@ -104,8 +104,8 @@ pub struct Record {
     pub generation: u64,
     /// The root group's metadata.
     pub root: Root,
-    /// The root group's attributes, in a checkpoint; they never change.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The root group's attributes: in a checkpoint, and in a record that changes them.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "object")]
     pub attributes: Option<Value>,
     /// Metadata checksums of all other groups.
     pub groups: BTreeMap<String, u32>,
@@ -116,10 +116,15 @@ pub struct Record {
     pub state: Value,
 }
 
-/// What others chose the shape of is judged before it is parsed.
+/// Checks the number of values before it parses JSON whose shape the layer above chose.
 fn few_values<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Value, D::Error> {
     let text = <&RawValue>::deserialize(from)?;
     json::parse(text.get().as_bytes()).map_err(|error| D::Error::custom(error.message))
+}
+
+fn object<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<Value>, D::Error> {
+    let value = few_values(from)?;
+    if value.is_object() { Ok(Some(value)) } else { Err(D::Error::custom("attributes are not an object")) }
 }
 
 /// What is read of a record before anything else.
@@ -201,7 +206,7 @@ impl Record {
         }
     }
 
-    /// Puts a later record onto this one; what neither lists stays.
+    /// This record with the next one applied: attributes and shards that the next one does not list stay.
     pub fn merge(mut self, next: Record) -> Result<Self> {
         if next.number != self.number + 1 || next.checkpoint != self.checkpoint {
             return Err(Error::metadata(format!("commit record {} does not follow {}", next.number, self.number)));
@@ -218,8 +223,11 @@ impl Record {
         Ok(merged)
     }
 
-    /// An error unless every array's shards are all there, by their number.
+    /// An error unless a merged record has the root's attributes and every array's shards, numbered without a gap.
     pub fn check_complete(&self) -> Result<()> {
+        if self.attributes.is_none() {
+            return Err(Error::metadata(format!("commit record {}: its checkpoint has no attributes", self.number)));
+        }
         for (name, array) in &self.arrays {
             let dense =
                 array.shards.iter().enumerate().all(|(i, (number, sums))| *number == i as u64 && !sums.is_empty());
@@ -278,8 +286,35 @@ mod tests {
     }
 
     #[test]
-    fn a_state_of_too_many_values_is_refused() {
-        let error = read(|body| body["state"] = json!(vec![0; (1 << 24) + 1])).unwrap_err();
-        assert!(error.message.contains("values"), "{error}");
+    fn a_state_or_attributes_of_too_many_values_are_refused() {
+        let many = json!({"a": vec![0; (1 << 24) + 1]});
+        for key in ["state", "attributes"] {
+            let error = read(|body| body[key] = many.clone()).unwrap_err();
+            assert!(error.message.contains("values"), "{error}");
+        }
+    }
+
+    #[test]
+    fn attributes_are_an_object_and_a_checkpoint_has_them() {
+        for wrong in [json!(null), json!([]), json!("a")] {
+            let error = read(|body| body["attributes"] = wrong).unwrap_err();
+            assert_eq!(error.kind, Kind::Metadata, "{error}");
+        }
+        assert_eq!(read(|_| ()).unwrap().check_complete().unwrap_err().kind, Kind::Metadata);
+        read(|body| body["attributes"] = json!({})).unwrap().check_complete().unwrap();
+    }
+
+    #[test]
+    fn the_newest_attributes_count() {
+        let with = |number: u64, attributes: Option<Value>| Record {
+            number,
+            attributes,
+            ..read(|body| body["arrays"] = json!({})).unwrap()
+        };
+        let first = with(3, Some(json!({"a": 1})));
+        let merged = first.merge(with(4, None)).unwrap();
+        assert_eq!(merged.attributes, Some(json!({"a": 1})));
+        let merged = merged.merge(with(5, Some(json!({"a": 2})))).unwrap();
+        assert_eq!(merged.merge(with(6, None)).unwrap().attributes, Some(json!({"a": 2})));
     }
 }

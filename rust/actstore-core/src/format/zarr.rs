@@ -1,5 +1,5 @@
-//! Zarr v3 metadata: what we write, and what we read of anybody's. Everything is checked here, before
-//! anything is allocated for it.
+//! Zarr v3 metadata: what we write, and what we read of other writers. Everything is checked here, before memory
+//! is allocated for it.
 
 use std::collections::BTreeMap;
 
@@ -18,12 +18,13 @@ const MAX_SHARD_CHUNKS: usize = 1 << 22;
 /// Most elements along an axis: anything beyond is an attack or an accident.
 const MAX_EXTENT: u64 = 1 << 52;
 
-/// An array as its metadata describe it: rows, layers, dim. A 1-D array has one layer of one.
+/// An array as its metadata describe it: rows, layers, dim. A 1-D array has one layer of dim 1, a 2-D array
+/// `[rows, dim]` has one layer.
 #[derive(Clone, Debug)]
 pub struct ArrayMeta {
     /// Extents; the first is the number of rows.
     pub shape: [usize; 3],
-    /// Whether Zarr sees one axis or three.
+    /// The number of axes on disk: one, two or three.
     pub ndim: usize,
     /// Element type.
     pub dtype: Dtype,
@@ -105,7 +106,11 @@ impl ArrayMeta {
 
     /// The path, below the array's, of a shard.
     pub fn key(&self, index: [usize; 3]) -> String {
-        self.keys.key(&index[..self.ndim])
+        match self.ndim {
+            1 => self.keys.key(&index[..1]),
+            2 => self.keys.key(&[index[0], index[2]]),
+            _ => self.keys.key(&index),
+        }
     }
 
     /// Reads an array's `zarr.json`.
@@ -139,8 +144,8 @@ impl ArrayMeta {
         }
         let dims = extents(field(object, "shape")?, 0)?;
         let ndim = dims.len();
-        if ndim != 1 && ndim != 3 {
-            return Err(Error::unsupported(format!("{ndim} axes: arrays of one or three are read")));
+        if !(1..=3).contains(&ndim) {
+            return Err(Error::unsupported(format!("an array of {ndim} axes: arrays of one to three axes are read")));
         }
         let name = field(object, "data_type")?;
         let name = name.as_str().or_else(|| name.get("name").and_then(Value::as_str));
@@ -153,7 +158,7 @@ impl ArrayMeta {
         let fill = fill_value(object.get("fill_value").unwrap_or(&Value::Null), dtype)?;
 
         let codecs = field(object, "codecs")?.as_array().ok_or_else(|| Error::metadata("codecs is not a list"))?;
-        let (chunk, chain, sharding) = match codecs.as_slice() {
+        let (chunk, mut chain, sharding) = match codecs.as_slice() {
             [one] if one.get("name").and_then(Value::as_str) == Some("sharding_indexed") => {
                 let configuration =
                     one.get("configuration").ok_or_else(|| Error::metadata("sharding without configuration"))?;
@@ -182,6 +187,10 @@ impl ArrayMeta {
             }
             chain => (shard.clone(), Chain::parse(chain, ndim)?, None),
         };
+        if ndim == 2 && chain.order.is_some() {
+            // The one order of two axes that is not C: dim, then rows. The layer has extent 1 and may be anywhere.
+            chain.order = Some(vec![2, 1, 0]);
+        }
         let meta = ArrayMeta {
             shape: widen(&dims),
             ndim,
@@ -231,7 +240,7 @@ impl ArrayMeta {
 pub struct ArraySpec {
     /// Path below the store: `resid`, `tokens/id`.
     pub name: String,
-    /// `[layers, dim]`, or nothing for one axis.
+    /// The shape of a row: `[layers, dim]`, `[dim]`, or nothing for one axis.
     pub shape: Vec<usize>,
     /// Element type.
     pub dtype: String,
@@ -254,10 +263,11 @@ impl ArraySpec {
         let dtype = Dtype::parse(&self.dtype).map_err(|e| Error::invalid(e.message))?;
         let (layers, dim) = match self.shape.as_slice() {
             [] => (1, 1),
+            [dim] if *dim > 0 => (1, *dim),
             [layers, dim] if *layers > 0 && *dim > 0 => (*layers, *dim),
             _ => {
                 return Err(Error::shape(format!(
-                    "array '{}' has shape {:?}: give [layers, dim], both positive",
+                    "array '{}' has shape {:?}: give [layers, dim], [dim] or [], all positive",
                     self.name, self.shape
                 )));
             }
@@ -288,7 +298,11 @@ impl ArraySpec {
         codecs.extend(compress);
         codecs.push(json!({"name": "crc32c"}));
         let whole = |rows: usize| -> Vec<usize> { std::iter::once(rows).chain(self.shape.iter().copied()).collect() };
-        let inner: Vec<usize> = if self.shape.is_empty() { vec![chunk] } else { vec![chunk, 1, dim] };
+        let inner = match self.shape.len() {
+            0 => vec![chunk],
+            1 => vec![chunk, dim],
+            _ => vec![chunk, 1, dim],
+        };
         let fill = match dtype {
             Dtype::Bool => json!(false),
             dtype if dtype.is_float() => json!("NaN"),
@@ -355,8 +369,12 @@ pub fn checksum(node: &Value) -> u32 {
     crc32c::crc32c(node.to_string().as_bytes())
 }
 
+/// Extents along rows, layers and dim.
 fn widen(extents: &[usize]) -> [usize; 3] {
-    std::array::from_fn(|i| extents.get(i).copied().unwrap_or(1))
+    match *extents {
+        [rows, dim] => [rows, 1, dim],
+        _ => std::array::from_fn(|i| extents.get(i).copied().unwrap_or(1)),
+    }
 }
 
 fn field<'a>(object: &'a Map<String, Value>, name: &str) -> Result<&'a Value> {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 /// While it lives, its thread computes as IEEE 754 says: rounding to nearest, denormals kept. Some programs flush
-/// denormals to zero, and a thread begins with the mode of the one that made it; afterwards the mode is what it
+/// denormals to zero, and a thread begins with the mode of the one that made it; afterward the mode is what it
 /// was.
 pub struct StandardMode(Mode);
 

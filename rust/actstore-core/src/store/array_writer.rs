@@ -3,7 +3,7 @@
 //! An append is staged first and applied once it cannot fail any more, so that a full disk leaves
 //! the array as it was. Published bytes never move: a shard that grows is copied to a new file with
 //! its chunks where they were, behind which the new ones go; a boundary chunk that was published
-//! with few rows is written anew and its old copy becomes a hole.
+//! with few rows is written again and its old copy becomes a hole.
 
 use std::cell::RefCell;
 use std::fs::{self, File};

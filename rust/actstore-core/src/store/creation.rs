@@ -1,5 +1,5 @@
-//! Making a store: where nothing is, where a creation was cut short, or in the place of another store. Nothing
-//! is removed but what a creation makes before it publishes, and a store that is replaced.
+//! Creates a store: at a free path, over the remains of an interrupted creation, or in the place of another store.
+//! Nothing else is ever removed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,8 @@ use crate::process::pool;
 use crate::store::files::{self, COMMITS};
 use crate::store::lock::Lock;
 use crate::store::place::{Place, is_folder, is_of_commits, only_shards, remains, rootless};
-use crate::store::writer::{Writer, is_orphan};
+use crate::store::recovery::is_orphan;
+use crate::store::writer::Writer;
 use crate::store::{Reader, Verify, view};
 
 /// Which stores a new one replaces.
@@ -43,8 +44,8 @@ impl Overwrite {
 }
 
 impl Writer {
-    /// Makes a store at `path` with `arrays` of no rows, and publishes its first record. What is
-    /// there already is in the way, unless it is a store and `overwrite` says so.
+    /// Creates a store at `path` with `arrays` without rows, and publishes its first record. Anything at `path` is an
+    /// error, unless it is a store that `overwrite` allows to replace.
     pub fn create(
         path: &Path,
         attributes: Value,
@@ -75,28 +76,28 @@ impl Writer {
                 break lock;
             }
         };
-        // By its lock an interrupted creation is known, also after a power failure.
+        // The lock must be durable: an interrupted creation is recognized by it.
         files::sync_folder(&path.join(COMMITS))?;
         clear(path)?;
         Writer::first(path, lock, attributes, arrays, state, pool)
     }
 }
 
-/// An error unless a store can be made in such a place without anything being lost.
+/// An error unless a store can be created there without losing anything.
 fn check_free(path: &Path, place: Place) -> Result<()> {
     let what = match place {
         Place::Free | Place::Interrupted => return Ok(()),
         Place::Zarr => return Err(exists(path)),
         Place::Rootless => return Err(Error::new(Kind::Exists, rootless(path).message)),
-        Place::Other if path.is_dir() => "is a folder with other things in it: choose a new one".to_string(),
+        Place::Other if path.is_dir() => "is a folder with other files in it: choose a new one".to_string(),
         Place::Other if path.exists() => "is a file".to_string(),
         Place::Other => "is a link that leads nowhere".to_string(),
     };
     Err(Error::new(Kind::Exists, format!("{} {what}", path.display())))
 }
 
-/// Makes a store beside the one at `path`, and exchanges the two: there is a store at every moment, and the
-/// old one stays if the new one cannot be made.
+/// Creates a store beside the one at `path`, and exchanges the two. There is a store at every moment, and the old one
+/// stays if the new one cannot be created.
 fn replace(
     path: &Path,
     attributes: Value,
@@ -131,34 +132,34 @@ fn replace(
     }
 }
 
-/// Puts the finished store `new` in the place of the store at `path`, which is removed.
+/// Replaces the store at `path` by the finished store `new`.
 pub fn put_in_place(new: &Path, path: &Path) -> Result<()> {
     let old = Replaced::take(path)?;
     old.exchange(new)?;
     old.remove(new)
 }
 
-/// An error unless the store at `path` may be replaced, now at least.
+/// An error unless the store at `path` may be replaced at this moment.
 pub fn check_replaceable(path: &Path) -> Result<()> {
     Replaced::take(path).map(|_| ())
 }
 
-/// A store that another one takes the place of, and its lock.
+/// A store that is being replaced, and its lock.
 struct Replaced {
     path: PathBuf,
     lock: Lock,
 }
 
 impl Replaced {
-    /// Refuses what is no store, is being written to, or has other things in its folder.
+    /// Refuses a path that is no store, a store with a writer, and one with other files in its folder.
     fn take(path: &Path) -> Result<Self> {
-        // A link to a store is left as it is, and what it leads to is replaced.
+        // Behind a link, the store is replaced, not the link.
         let real = fs::canonicalize(path).map_err(|error| Error::io("follow", path, &error))?;
         let root = files::read_json(&real.join("zarr.json")).ok().flatten().unwrap_or_default();
         if root.pointer("/attributes/actstore").is_none() || !real.join(COMMITS).is_dir() {
             return Err(Error::new(
                 Kind::Exists,
-                format!("{} is no actstore store: overwrite does not remove it", path.display()),
+                format!("{} is not an actstore store: overwrite does not remove it", path.display()),
             ));
         }
         let lock = Lock::take_existing(&real)?;
@@ -171,7 +172,7 @@ impl Replaced {
         files::exchange(new, &self.path)
     }
 
-    /// Removes it from where the exchange has put it.
+    /// Removes it from its place after the exchange.
     fn remove(self, aside: &Path) -> Result<()> {
         files::sync_folder(self.path.parent().unwrap_or(Path::new("/")))?;
         fs::remove_dir_all(aside)
@@ -179,20 +180,21 @@ impl Replaced {
     }
 }
 
-/// Whether nothing was ever committed: no row of a site, and of columns no more than the 0 that offsets begin with.
+/// Whether no rows were ever committed, apart from the 0 with which offsets begin.
 fn is_empty(path: &Path) -> Result<bool> {
     let reader = Reader::open(path, Verify::First)?;
-    Ok(reader.view().arrays.values().all(|meta| meta.shape[0] <= usize::from(meta.ndim == 1)))
+    Ok(reader.refused().is_empty()
+        && reader.view().arrays.values().all(|meta| meta.shape[0] <= usize::from(meta.ndim == 1)))
 }
 
 fn exists(path: &Path) -> Error {
-    let message = format!("{} is there already: append to it, or create with overwrite=True", path.display());
+    let message = format!("{} exists already: append to it, or create with overwrite=True", path.display());
     Error::new(Kind::Exists, message)
 }
 
-/// An error unless all that is in the folder of a store is the store's: nothing else is removed with it.
+/// An error unless everything in a store's folder belongs to the store.
 fn check_own(path: &Path, root: &Value) -> Result<()> {
-    // Of a damaged store, whatever can be read says what is its own.
+    // In a damaged store, whatever can be read says what belongs to it.
     let mut known: BTreeSet<String> = BTreeSet::from([COMMITS.to_string()]);
     if let Some(members) = root.pointer("/consolidated_metadata/metadata").and_then(Value::as_object) {
         known.extend(members.keys().cloned());
@@ -220,7 +222,10 @@ fn check_own(path: &Path, root: &Value) -> Result<()> {
             if !own {
                 return Err(Error::new(
                     Kind::Exists,
-                    format!("'{inner}' in {} is no part of the store: overwrite does not remove it", path.display()),
+                    format!(
+                        "'{inner}' in {} does not belong to the store: overwrite does not remove it",
+                        path.display()
+                    ),
                 ));
             }
         }
@@ -228,10 +233,10 @@ fn check_own(path: &Path, root: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Removes what an interrupted creation left, all but the lock; under the lock.
+/// Removes the remains of an interrupted creation, except the lock, which the caller holds.
 fn clear(path: &Path) -> Result<()> {
     for one in remains(path)?.unwrap_or_default() {
-        // One by one: a folder into which somebody has put something meanwhile stays.
+        // One by one: a folder that got new contents meanwhile stays.
         let removed = if is_folder(&one) { fs::remove_dir(&one) } else { fs::remove_file(&one) };
         removed.map_err(|error| Error::io("remove", &one, &error))?;
     }

@@ -1,5 +1,4 @@
-//! What there is where a store could be: nothing, a store, what a creation that was cut short has left, or
-//! something that is not ours to touch.
+//! Classifies a path: nothing, a store, the remains of an interrupted creation, or something that is not ours.
 
 use std::path::{Path, PathBuf};
 
@@ -8,14 +7,14 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::store::files::{self, COMMITS, TEMPORARY};
 
-/// What there is where a store could be.
+/// What is at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// No folder, or one with nothing in it.
     Free,
     /// A root `zarr.json`: a store, or another Zarr node.
     Zarr,
-    /// What a creation that was killed left; nobody has seen it, and no row was committed to it.
+    /// The remains of a creation that was killed. No reader has seen it, and it has no committed rows.
     Interrupted,
     /// Commit records without a root `zarr.json`: a store that lost it.
     Rootless,
@@ -24,7 +23,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// Looks at a path.
+    /// Examines a path.
     pub fn of(path: &Path) -> Result<Self> {
         if path.join("zarr.json").symlink_metadata().is_ok() {
             return Ok(Place::Zarr);
@@ -53,27 +52,26 @@ impl Place {
     }
 }
 
-/// What to do about a store that lost its root.
+/// The error for a store that lost its root; it says how to restore it.
 pub(crate) fn rootless(path: &Path) -> Error {
     Error::metadata(format!(
-        "the root zarr.json of {0} is missing, its commits are there: `actstore verify --repair {0}` writes it anew",
+        "{0} has commits but no root zarr.json: `actstore verify --repair {0}` restores it",
         path.display()
     ))
 }
 
-/// Whether something of that name in `commits/` is ours.
+/// Whether a file of this name in `commits/` is ours.
 pub(crate) fn is_of_commits(name: &str) -> bool {
     name == "lock" || name == "zarr.json" || name.starts_with(TEMPORARY) || files::record_number(name).is_some()
 }
 
-/// Whether a folder is there, and no link to one.
+/// Whether a path is a folder, and not a link to one.
 pub(crate) fn is_folder(path: &Path) -> bool {
     path.symlink_metadata().is_ok_and(|found| found.is_dir())
 }
 
-/// All that a creation has made before it published, but its lock, what is in a folder before the folder.
-/// None where there is anything that is not of this kind: another record than the first, a shard, a node
-/// with rows, a link, a file of another name.
+/// Everything that an interrupted creation made, except its lock, with the contents of a folder before the folder.
+/// None where there is anything else: a later record, a shard, a node with rows, a link, a file of another name.
 pub(crate) fn remains(path: &Path) -> Result<Option<Vec<PathBuf>>> {
     let mut found = Vec::new();
     let commits = path.join(COMMITS);
@@ -95,18 +93,18 @@ pub(crate) fn remains(path: &Path) -> Result<Option<Vec<PathBuf>>> {
             return Ok(None);
         }
     }
-    // The lock comes before anything else.
+    // A creation makes the lock first.
     let locked = commits.join("lock").symlink_metadata().is_ok_and(|found| found.is_file());
     Ok((locked || found.is_empty()).then_some(found))
 }
 
-/// Whether a folder is what a killed writer left of a node that it had not committed: metadata of a group
-/// without attributes or of an array without rows, for rows are told after the record, and perhaps shards.
+/// Whether a folder is what a killed writer left of a node that it had not committed: metadata of groups with no
+/// attributes but ours, of arrays without rows (shapes are written after the record), and perhaps shards.
 pub(crate) fn is_leftover(folder: &Path) -> Result<bool> {
     empty_nodes(folder, true, 0, &mut Vec::new())
 }
 
-/// Whether a folder holds nothing but metadata of nodes without rows, and perhaps `shards`.
+/// Whether a folder holds nothing but the metadata of nodes without rows, and shards if `shards` is true.
 fn empty_nodes(folder: &Path, shards: bool, depth: usize, found: &mut Vec<PathBuf>) -> Result<bool> {
     const DEEPEST: usize = 16;
     if !is_folder(folder) || depth > DEEPEST {
@@ -133,13 +131,16 @@ fn empty_nodes(folder: &Path, shards: bool, depth: usize, found: &mut Vec<PathBu
 fn is_empty_node(file: &Path) -> bool {
     let node = if file.is_symlink() { None } else { files::read_json(file).ok().flatten() };
     node.is_some_and(|node| match node.get("node_type").and_then(Value::as_str) {
-        Some("group") => node.get("attributes").and_then(Value::as_object).is_none_or(serde_json::Map::is_empty),
+        Some("group") => {
+            let attributes = node.get("attributes").and_then(Value::as_object);
+            attributes.is_none_or(|attributes| attributes.keys().all(|key| key == "actstore"))
+        }
         Some("array") => node.pointer("/shape/0").and_then(Value::as_u64) == Some(0),
         _ => false,
     })
 }
 
-/// Whether a folder holds nothing but files called by numbers, in folders called by numbers.
+/// Whether a folder holds nothing but files with numbers for names, in folders with numbers for names.
 pub(crate) fn only_shards(folder: &Path, depth: usize) -> Result<bool> {
     if !is_folder(folder) || depth > 3 {
         return Ok(false);

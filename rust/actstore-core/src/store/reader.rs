@@ -88,9 +88,9 @@ impl Reader {
         self.view.record.as_ref().map(|record| record.number)
     }
 
-    /// The root's attributes.
-    pub fn attributes(&self) -> Value {
-        self.view.root.get("attributes").cloned().unwrap_or_else(|| Value::Object(serde_json::Map::new()))
+    /// The root's attributes at this commit; the root's `zarr.json` may lag behind them by one record.
+    pub fn attributes(&self) -> &Value {
+        &self.view.attributes
     }
 
     /// What the layer above gave with the commit.
@@ -98,7 +98,17 @@ impl Reader {
         self.view.record.as_ref().map_or(Value::Null, |record| record.state.clone())
     }
 
-    /// The paths of its arrays, sorted.
+    /// The attributes of all groups but the root, by path.
+    pub fn groups(&self) -> &BTreeMap<String, Value> {
+        &self.view.groups
+    }
+
+    /// The arrays that this version cannot read, and why.
+    pub fn refused(&self) -> &BTreeMap<String, Error> {
+        &self.view.refused
+    }
+
+    /// The paths of the arrays it can read, sorted.
     pub fn arrays(&self) -> Vec<String> {
         self.view.arrays.keys().cloned().collect()
     }

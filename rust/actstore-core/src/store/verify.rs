@@ -11,8 +11,8 @@ use crate::process::{Task, pool};
 use crate::store::files::{self, COMMITS, TEMPORARY};
 use crate::store::part::PartArray;
 use crate::store::reader::{Reader, grid};
+use crate::store::recovery;
 use crate::store::shard_file::{Expected, OpenShard, read_index};
-use crate::store::writer;
 
 /// Something that is not as it was committed.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -70,7 +70,7 @@ impl Reader {
                     report.leftovers.push(format!("{COMMITS}/{name}"));
                 }
             }
-            for path in writer::orphans(self.path(), record)? {
+            for path in recovery::orphans(self.path(), record)? {
                 report.leftovers.push(path.strip_prefix(self.path()).unwrap_or(&path).display().to_string());
             }
         }

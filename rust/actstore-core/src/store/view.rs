@@ -1,9 +1,9 @@
-//! A store as of a commit: the newest record, and metadata that agree with it.
+//! A store at one commit: the newest record, and the metadata that it pins.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{Error, Kind, Result};
 use crate::format::record::{ArrayRecord, Record};
@@ -11,20 +11,22 @@ use crate::format::zarr::{self, ArrayMeta};
 use crate::store::files::{self, COMMITS, record_name, record_numbers};
 use crate::store::place::{Place, rootless};
 
-/// All that is known of a store before any shard is opened.
+/// Everything known about a store before any shard is opened.
 #[derive(Debug)]
 pub struct View {
     /// The record; None for a foreign group.
     pub record: Option<Record>,
-    /// The root's `zarr.json`.
-    pub root: Value,
+    /// The root's attributes: those of the record, or of a foreign group's `zarr.json`.
+    pub attributes: Value,
+    /// The attributes of all groups but the root, by path.
+    pub groups: BTreeMap<String, Value>,
     /// Its arrays, with the shapes of the record.
     pub arrays: BTreeMap<String, ArrayMeta>,
-    /// Arrays of a foreign group that are not read, and why.
+    /// Arrays that this version cannot read, and why.
     pub refused: BTreeMap<String, Error>,
 }
 
-/// The newest record, with all it builds on; None without any.
+/// The newest record, merged with those it builds on; None where there are no records.
 pub fn newest_record(store: &Path) -> Result<Option<Record>> {
     let Some(number) = record_numbers(store)?.pop() else {
         return Ok(None);
@@ -79,49 +81,52 @@ impl View {
             None if root.pointer("/attributes/actstore/commits").is_some_and(|c| !c.is_null()) => {
                 Err(Error::metadata("the store's commit records are missing").at(store.display()))
             }
-            None => Self::foreign(store, root),
+            None => Self::foreign(store, &root),
         }
     }
 
     fn with_record(store: &Path, root: &Value, record: Record) -> Result<Self> {
         let found = zarr::checksum(root);
+        let truth = record.attributes.clone().unwrap_or_default();
         if found != record.root.metadata && found != record.root.previous {
             return Err(Error::checksum("the root's zarr.json is not the one that was committed"));
         }
+        // A root that lags by one record may have the attributes of that record.
+        if found == record.root.metadata && attributes(root) != truth {
+            return Err(Error::metadata("the root's zarr.json and the commit record have different attributes"));
+        }
+        let mut groups = BTreeMap::new();
         for (name, sum) in &record.groups {
-            let node = node(store, name)?;
-            if zarr::checksum(&node) != *sum {
-                return Err(Error::checksum(format!("zarr.json of '{name}' is not the one that was committed")));
-            }
+            groups.insert(name.clone(), attributes(&committed(store, name, *sum)?));
         }
         let members = root.pointer("/consolidated_metadata/metadata");
-        let mut arrays = BTreeMap::new();
+        let (mut arrays, mut refused) = (BTreeMap::new(), BTreeMap::new());
         for (name, array) in &record.arrays {
-            let node = node(store, name)?;
-            if zarr::checksum(&node) != array.metadata {
-                return Err(Error::checksum(format!("zarr.json of '{name}' is not the one that was committed")));
-            }
-            let mut meta = ArrayMeta::parse(&node).map_err(|error| error.at(name))?;
+            let node = committed(store, name, array.metadata)?;
             check_shape(name, &node, array)?;
             if let Some(member) = members.and_then(|m| m.get(name)) {
                 check_shape(name, member, array)?;
             }
-            meta.shape[0] = usize::try_from(array.rows)
-                .map_err(|_| Error::metadata(format!("'{name}' has {} rows", array.rows)))?;
-            meta.check_sizes().map_err(|error| error.at(name))?;
-            check_extent(name, &meta, array)?;
-            arrays.insert(name.clone(), meta);
+            match recorded_meta(name, &node, array) {
+                Ok(meta) => drop(arrays.insert(name.clone(), meta)),
+                // A later version may have written it; the rest of the store reads without it.
+                Err(error) if error.kind == Kind::Unsupported => {
+                    refused.insert(name.clone(), error.at(format!("array '{name}' of {}", store.display())));
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(View { record: Some(record), root: root.clone(), arrays, refused: BTreeMap::new() })
+        Ok(View { record: Some(record), attributes: truth, groups, arrays, refused })
     }
 
-    /// A Zarr group that nobody committed to: its arrays of one and of three axes, as they stand.
-    fn foreign(store: &Path, root: Value) -> Result<Self> {
+    /// A Zarr group without records: its arrays as their metadata describe them.
+    fn foreign(store: &Path, root: &Value) -> Result<Self> {
         let is_group = root.get("node_type").and_then(Value::as_str) == Some("group");
         if !is_group || root.get("zarr_format").and_then(Value::as_u64) != Some(3) {
             return Err(Error::unsupported(format!("{} is not a Zarr v3 group", store.display())));
         }
-        let mut view = View { record: None, root, arrays: BTreeMap::new(), refused: BTreeMap::new() };
+        let (groups, arrays, refused) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let mut view = View { record: None, attributes: attributes(root), groups, arrays, refused };
         for name in files::list(store)? {
             view.foreign_node(store, &name, 0)?;
         }
@@ -138,7 +143,7 @@ impl View {
     fn foreign_node(&mut self, store: &Path, name: &str, depth: usize) -> Result<()> {
         const DEEPEST: usize = 3;
         let folder = store.join(name);
-        // A link may lead to a folder above, and so for ever.
+        // A link may lead to a folder above it, in an endless circle.
         let is_link = depth > 0 && folder.symlink_metadata().is_ok_and(|found| found.is_symlink());
         if !zarr::valid_path(name) || depth > DEEPEST || is_link {
             return Ok(());
@@ -147,6 +152,7 @@ impl View {
             return Ok(());
         };
         if node.get("node_type").and_then(Value::as_str) == Some("group") {
+            self.groups.insert(name.to_string(), attributes(&node));
             for child in files::list(&folder)? {
                 self.foreign_node(store, &format!("{name}/{child}"), depth + 1)?;
             }
@@ -156,7 +162,7 @@ impl View {
             Ok(meta) => {
                 self.arrays.insert(name.to_string(), meta);
             }
-            // What is merely not ours to read is left alone; what contradicts itself is not.
+            // An array that is merely of another kind is left alone; metadata that contradict themselves are damage.
             Err(error) if error.kind == Kind::Unsupported => {
                 self.refused.insert(name.to_string(), error.at(format!("array '{name}' of {}", store.display())));
             }
@@ -166,6 +172,11 @@ impl View {
     }
 }
 
+/// The attributes of a node; an empty object where there are none.
+fn attributes(node: &Value) -> Value {
+    node.get("attributes").filter(|found| found.is_object()).cloned().unwrap_or_else(|| json!({}))
+}
+
 /// The `zarr.json` of a node that a record names.
 pub fn node(store: &Path, name: &str) -> Result<Value> {
     if !zarr::valid_path(name) {
@@ -173,6 +184,26 @@ pub fn node(store: &Path, name: &str) -> Result<Value> {
     }
     files::read_json(&store.join(name).join("zarr.json"))?
         .ok_or_else(|| Error::metadata(format!("zarr.json of '{name}' is missing")))
+}
+
+/// A node whose metadata have the checksum that the record pins.
+fn committed(store: &Path, name: &str, sum: u32) -> Result<Value> {
+    let node = node(store, name)?;
+    if zarr::checksum(&node) == sum {
+        Ok(node)
+    } else {
+        Err(Error::checksum(format!("zarr.json of '{name}' is not the one that was committed")))
+    }
+}
+
+/// An array's metadata with the rows of the record.
+fn recorded_meta(name: &str, node: &Value, array: &ArrayRecord) -> Result<ArrayMeta> {
+    let mut meta = ArrayMeta::parse(node).map_err(|error| error.at(name))?;
+    meta.shape[0] =
+        usize::try_from(array.rows).map_err(|_| Error::metadata(format!("'{name}' has {} rows", array.rows)))?;
+    meta.check_sizes().map_err(|error| error.at(name))?;
+    check_extent(name, &meta, array)?;
+    Ok(meta)
 }
 
 /// The shape on disk is the record's or that of the one before.
