@@ -3,44 +3,79 @@
 >>> import actstore
 >>> store = actstore.open("run.act")  # doctest: +SKIP
 >>> store["resid"][100:200, 6]  # doctest: +SKIP
+
+Names are imported when they are first used (PEP 562), so that importing actstore is fast.
 """
 
-from . import zarr_hook
-from ._native import build_info
-from .capture import CaptureWarning, Plan, Recomputed, capture, embed, embed_tokens, plan, recompute
-from .columns import Columns
-from .compact import Compaction, compact
-from .create import append, create
-from .errors import (
-    ActstoreError,
-    ActstoreWarning,
-    FormatError,
-    InvalidInputError,
-    NotFoundError,
-    NumericalError,
-    ShapeError,
-    StorageError,
-)
-from .explain import Explanation
-from .histogram import Histogram, HistogramResult
-from .hits import Certificate, Hit, Hits
-from .interchange import export, import_, rerank, to_faiss, to_usearch
-from .moments import CrossMoments, Moments, MomentsResult
-from .neighbors import Neighbors
-from .plain import cross_moments, maxsim, moments, neighbors, pool, scan, search
-from .pool_reducer import Pool
-from .repair import repair
-from .report import Damage, Report
-from .scan import Block, Reducer
-from .site import Site
-from .site_spec import SiteSpec
-from .store import Store, open
-from .summary import Summary, SummaryResult
-from .update import update
-from .whiten import Whitener, Whiteners
-from .writer import StoreWriter
+from .zarr_compat import hook
 
-zarr_hook.install()
+hook.install()
+
+_MODULES = {
+    "ActstoreError": "errors",
+    "ActstoreWarning": "errors",
+    "Block": "ops.scan",
+    "CaptureWarning": "capturing",
+    "Certificate": "ops.hits",
+    "Columns": "disk.columns",
+    "Compaction": "disk.compact",
+    "CrossMoments": "ops.cross_moments",
+    "Damage": "disk.report",
+    "Explanation": "ops.explain",
+    "FormatError": "errors",
+    "Histogram": "ops.histogram",
+    "HistogramResult": "ops.histogram",
+    "Hit": "ops.hits",
+    "Hits": "ops.hits",
+    "InvalidInputError": "errors",
+    "Moments": "ops.moments",
+    "MomentsResult": "ops.moments",
+    "Neighbor": "ops.neighbors",
+    "Neighbors": "ops.neighbors",
+    "NotFoundError": "errors",
+    "NumericalError": "errors",
+    "Plan": "capturing",
+    "Pool": "ops.pool_reducer",
+    "Recomputed": "capturing",
+    "Reducer": "ops.scan",
+    "Report": "disk.report",
+    "ShapeError": "errors",
+    "Site": "site",
+    "SiteSpec": "disk.spec",
+    "StorageError": "errors",
+    "Store": "store",
+    "StoreWriter": "disk.writer",
+    "Summary": "ops.summary",
+    "SummaryResult": "ops.summary",
+    "Whitener": "ops.whiten",
+    "Whiteners": "ops.stored_whiteners",
+    "append": "disk.create",
+    "build_info": "_native",
+    "capture": "capturing",
+    "compact": "disk.compact",
+    "create": "disk.create",
+    "cross_moments": "functional",
+    "embed": "capturing",
+    "embed_tokens": "capturing",
+    "export": "interchange",
+    "from_array": "functional",
+    "import_": "interchange",
+    "maxsim": "functional",
+    "moments": "functional",
+    "neighbors": "functional",
+    "open": "store",
+    "plan": "capturing",
+    "pool": "functional",
+    "recompute": "capturing",
+    "repair": "disk.repair",
+    "rerank": "ops.rerank",
+    "scan": "functional",
+    "search": "functional",
+    "to_faiss": "interchange",
+    "to_usearch": "interchange",
+    "update": "updating",
+}
+"""The module of each public name."""
 
 __all__ = [
     "ActstoreError",
@@ -61,6 +96,7 @@ __all__ = [
     "InvalidInputError",
     "Moments",
     "MomentsResult",
+    "Neighbor",
     "Neighbors",
     "NotFoundError",
     "NumericalError",
@@ -88,6 +124,7 @@ __all__ = [
     "embed",
     "embed_tokens",
     "export",
+    "from_array",
     "import_",
     "maxsim",
     "moments",
@@ -106,9 +143,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    if name == "__version__":  # importlib.metadata is slow to import and seldom asked.
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name == "__version__":
         from importlib.metadata import version
 
         return version("actstore")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

@@ -5,10 +5,33 @@ or ``TypeError``. ``threads=0`` means all cores. Arrays cross C-contiguous.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+__all__ = [
+    "Array",
+    "Reader",
+    "Writer",
+    "build_info",
+    "check_replaceable",
+    "compact",
+    "concat",
+    "cross_moments",
+    "error_kinds",
+    "exchange",
+    "machine_limits",
+    "mapped_norms",
+    "maxsim",
+    "merge_states",
+    "place",
+    "positions",
+    "put_in_place",
+    "repair",
+    "scan",
+    "search",
+]
 
 @final
 class Array:
@@ -37,7 +60,7 @@ class Array:
         rows: tuple[int, int] | NDArray[np.int64],
         layers: Sequence[int] | None,
         out: NDArray[Any],
-        threads: int = 0,
+        threads: int = ...,
     ) -> None:
         """Rows (a half-open range or row numbers, any order) of the layer positions into `out`.
 
@@ -58,7 +81,7 @@ def concat(arrays: Sequence[Array]) -> Array: ...
 class Reader:
     """One store directory at one commit (or a foreign Zarr group as it stands)."""
 
-    def __init__(self, path: str, verify: str = "first") -> None: ...
+    def __new__(cls, path: str, verify: str = "first") -> Self: ...
     @property
     def path(self) -> str: ...
     @property
@@ -66,10 +89,13 @@ class Reader:
         """The number of the record this view is of; None for a foreign group."""
     @property
     def attributes(self) -> str:
-        """The root group's attributes, as JSON."""
+        """The root group's attributes at this commit, as JSON."""
     @property
     def state(self) -> str:
         """What the writer gave `commit`, as JSON."""
+    @property
+    def groups(self) -> dict[str, str]:
+        """The attributes of every group but the root, as JSON, by path."""
     @property
     def arrays(self) -> list[str]:
         """Paths of all arrays, sorted: ``resid``, ``tokens/offset``, ``examples/id/bytes``."""
@@ -81,7 +107,7 @@ class Reader:
     def verify(
         self,
         strict: bool = False,
-        threads: int = 0,
+        threads: int = ...,
         progress: Callable[[int, int], object] | None = None,
     ) -> str:
         """JSON: ``{"chunks", "bytes", "damaged": [...], "leftovers": [path]}``.
@@ -102,33 +128,41 @@ class Writer:
         arrays: str,
         state: str,
         overwrite: Literal["never", "empty", "always"],
-        threads: int = 0,
+        threads: int = ...,
     ) -> Writer:
         """Make a store and publish its first, empty record.
 
         `attributes`: JSON object, the root group's attributes. `arrays`: JSON list of
         ``{"name", "shape": [n_layers, dim] or [], "dtype", "codec": "blosc" | "raw",
         "chunk_rows": int | null, "shard_rows": int | null, "dimension_names": [...],
-        "attributes": {...}}`` (`shape` without the rows). Parent groups are made as needed.
+        "attributes": {...}}`` (`shape` without the rows). Missing parent groups are created.
         """
     @staticmethod
-    def append_to(path: str, threads: int = 0) -> Writer: ...
+    def append_to(path: str, threads: int = ...) -> Writer: ...
     @property
     def path(self) -> str: ...
     @property
-    def attributes(self) -> str: ...
+    def attributes(self) -> str:
+        """The root group's attributes as the next commit publishes them, as JSON."""
+    def set_attributes(self, attributes: str) -> None:
+        """Replace the root group's attributes (a JSON object); the next commit publishes them."""
     @property
     def state(self) -> str: ...
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """name -> (shape with the rows appended so far, dtype)."""
     def add_arrays(self, arrays: str) -> None:
-        """More arrays (same JSON as `create`), with no rows yet; on disk with the next commit."""
+        """Add arrays (same JSON as `create`) with no rows; they are on disk after the next commit."""
+    def add_groups(self, groups: str) -> None:
+        """Add groups (a JSON object: attributes by path); they are on disk after the next commit.
+
+        Raises StorageError (kind ``exists``) when a path is in use. Missing parent groups are created.
+        """
     def append(self, rows: Mapping[str, NDArray[Any]]) -> bool:
         """Append rows to several arrays, all or none; True when an automatic commit is due."""
     def read(self, name: str, start: int, stop: int, out: NDArray[Any]) -> None:
         """Rows appended or committed so far (1-D arrays only)."""
-    def commit(self, state: str, threads: int = 0) -> int:
+    def commit(self, state: str, threads: int = ...) -> int:
         """Publish everything appended, durable on return; the record's number."""
     def close(self) -> None:
         """Unlock. Uncommitted rows are discarded: commit first."""
@@ -140,7 +174,7 @@ def search(
     queries: NDArray[np.float32],
     k: int,
     scoring: dict[str, Any],
-    threads: int = 0,
+    threads: int = ...,
     progress: Callable[[int, int], object] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64], int]:
     """Scores ``[nq, k]``, rows, layers, and how many scores were computed twice.
@@ -162,7 +196,7 @@ def maxsim(
     bounds: NDArray[np.int64],
     k: int,
     scoring: dict[str, Any],
-    threads: int = 0,
+    threads: int = ...,
     progress: Callable[[int, int], object] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64], int]:
     """As `search`, of examples: ``offset [E + 1]`` says which of `rows` are whose, ``bounds [nq + 1]`` which
@@ -175,7 +209,7 @@ def mapped_norms(
     layers: Sequence[int] | None,
     mean: NDArray[np.float64],
     map: NDArray[np.float64],
-    threads: int = 0,
+    threads: int = ...,
     progress: Callable[[int, int], object] | None = None,
 ) -> NDArray[np.float64]:
     """The norm of each row taken through the maps of its layers, ``[n, L]``."""
@@ -192,7 +226,7 @@ def cross_moments(
     x: _Side,
     y: _Side,
     kind: str,
-    threads: int = 0,
+    threads: int = ...,
     progress: Callable[[int, int], object] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Means ``[L, D]`` and ``[M, E]``, and sums of products of deviations ``[L, M, D, E]``.
@@ -206,7 +240,7 @@ def scan(
     rows: tuple[int, int] | NDArray[np.int64],
     layers: Sequence[int] | None,
     reducers: Sequence[tuple[str, dict[str, Any]]],
-    threads: int = 0,
+    threads: int = ...,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[Any]:
     """One pass for several reducers, each by its kind and what it takes; what each gives.
@@ -224,10 +258,10 @@ def scan(
 def merge_states(kind: str, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Two states of ``summary`` or ``histogram`` as one."""
 
-def machine_limits(threads: int = 0) -> dict[str, float]:
+def machine_limits(threads: int = ...) -> dict[str, float]:
     """``read_bytes_per_second`` and ``f32_flops_per_second``, measured now."""
 
-def compact(path: str, threads: int = 0, progress: Callable[[int, int], object] | None = None) -> str:
+def compact(path: str, threads: int = ..., progress: Callable[[int, int], object] | None = None) -> str:
     """JSON: ``{"bytes_before", "bytes_after", "record"}``."""
 
 def repair(path: str) -> list[str]:

@@ -2,30 +2,32 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from numpy.typing import DTypeLike
 
-from . import whiteners
-from .arrays import FLOAT_DTYPES
-from .columns import Columns
+from .artifacts import whiteners
+from .artifacts.listing import artifacts
+from .base.arrays import FLOAT_DTYPES
+from .base.checks import as_path
+from .base.html import table
+from .base.progress import Progress
+from .base.text import human_bytes
+from .disk.columns import Columns
+from .disk.layout import FORMAT, TOKENS
+from .disk.parts import Part, missing
+from .disk.report import Damage, Report
+from .disk.snapshot import Handle, Snapshot, load
 from .errors import FormatError, InvalidInputError, NotFoundError
-from .layout import FORMAT, TOKENS
-from .origin import stored_origin
-from .parts import Part, as_path, missing
-from .report import Damage, Report
-from .shuffle import Shuffle
+from .loader.permutation import Shuffle
+from .ops.stored_whiteners import Whiteners
+from .rows.stored import stored_backend
 from .site import Site
-from .snapshot import Handle, Snapshot, load
-from .whiten import Whiteners
 
 if TYPE_CHECKING:
-    from .torch_dataset import TorchDataset
-
-Progress = Callable[[int, int], object]
-"""Called with the bytes done and the bytes in all."""
+    from .loader.torch_dataset import TorchDataset
 
 _VERIFY = ("first", "always", "never")
 
@@ -39,10 +41,11 @@ def open(
     Parameters
     ----------
     path : path or list of paths
-        A store; a list of parts, whose rows follow one another in this order; or a folder of parts,
-        in the order of their index. Any Zarr v3 group with 3-D float arrays will do.
+        A store; a list of parts, whose rows are concatenated in this order; or a folder of parts, in the
+        order of their index. Any Zarr v3 group with float arrays ``[rows, layers, dim]`` or ``[rows, dim]``
+        will do.
     verify : {"first", "always", "never"}
-        When the checksums of uncompressed chunks are looked at. Compressed ones always are.
+        When checksums of uncompressed chunks are checked. Those of compressed chunks always are.
 
     Returns
     -------
@@ -53,7 +56,7 @@ def open(
     NotFoundError
         When there is no store.
     FormatError
-        When its metadata is damaged or of a newer version.
+        When its metadata is damaged or has a newer version.
     InvalidInputError
         When parts differ in their sites, axes or columns.
 
@@ -63,7 +66,8 @@ def open(
     >>> path = tempfile.mkdtemp() + "/x.act"
     >>> spec = actstore.SiteSpec(n_layers=1, dim=4, dtype="bfloat16")
     >>> with actstore.create(path, {"resid": spec}) as w:
-    ...     w.append({"resid": np.ones((3, 1, 4))}, lengths=[1, 2], tokens={"id": [5, 6, 7]}, cast=True)
+    ...     rows = {"resid": np.ones((3, 1, 4))}
+    ...     w.append(rows, lengths=[1, 2], token_columns={"id": [5, 6, 7]}, cast=True)
     >>> with actstore.open(path) as store:
     ...     store.n_tokens, store.n_examples, store.sites, store.tokens["id"]
     (3, 2, ['resid'], array([5, 6, 7]))
@@ -80,11 +84,15 @@ def open(
     return Store(load(source, verify, Handle()))
 
 
-class Store:
-    """A store opened by `open`: sites by name, columns by axis, all at one commit.
+class Store(Mapping[str, Site]):
+    """A store opened by `open`: a mapping of sites by name, and columns by axis, all at one commit.
 
-    ``store["resid"]`` is a `Site`; iterating gives the sites' names. What a writer commits later
-    is seen after `refresh`.
+    ``store["resid"]`` is a `Site`. Later commits appear after `refresh`. A store is equal only to itself.
+
+    Attributes
+    ----------
+    snapshot : Snapshot
+        What is open: the parts at one commit each. For internal use.
 
     Examples
     --------
@@ -105,22 +113,22 @@ class Store:
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+        self.snapshot = snapshot
 
     @property
     def path(self) -> str | list[str]:
-        """What was opened."""
-        return self._snapshot.source
+        """The path or paths that were opened."""
+        return self.snapshot.source
 
     @property
     def sites(self) -> list[str]:
-        """The sites' names."""
-        return list(self._snapshot.layout.sites)
+        """Names of the sites."""
+        return list(self.snapshot.layout.sites)
 
     @property
     def axes(self) -> Mapping[str, Columns]:
         """The columns and offsets of each axis of tokens."""
-        return MappingProxyType(self._snapshot.axes)
+        return MappingProxyType(self.snapshot.axes)
 
     @property
     def tokens(self) -> Columns:
@@ -131,45 +139,49 @@ class Store:
         NotFoundError
             When there is no such axis.
         """
-        if TOKENS not in self._snapshot.axes:
+        if TOKENS not in self.snapshot.axes:
             raise NotFoundError(
-                f"{self._snapshot.name} has no axis {TOKENS!r}, it has: {', '.join(self.axes) or 'none'}"
+                f"{self.snapshot.name} has no axis {TOKENS!r}, it has: {', '.join(self.axes) or 'none'}"
             )
-        return self._snapshot.axes[TOKENS]
+        return self.snapshot.axes[TOKENS]
 
     @property
     def examples(self) -> Columns:
         """The columns over examples; ``examples["id"]`` is always there."""
-        return self._snapshot.examples
+        return self.snapshot.examples
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the activations are of, as the writer said."""
-        return dict(self._snapshot.layout.identity)
+        """What the activations are: model, tokenizer, template and so on, as the writer recorded."""
+        return dict(self.snapshot.layout.identity)
 
     @property
     def n_tokens(self) -> int:
         """Rows of axis `tokens`, or of the first axis there is."""
-        axes = self._snapshot.axes
+        axes = self.snapshot.axes
         return axes[TOKENS].n_rows if TOKENS in axes else next((axis.n_rows for axis in axes.values()), 0)
 
     @property
     def n_examples(self) -> int:
         """Examples, empty ones included."""
-        return self._snapshot.examples.n_rows
+        return self.snapshot.examples.n_rows
 
     @property
     def whiteners(self) -> Whiteners:
-        """Those that `Whitener.save` has put here, by name."""
-        self._snapshot.check_open()
-        return Whiteners(self._snapshot.parts)
+        """The whiteners saved by `Whitener.save`, by name."""
+        self.snapshot.check_open()
+        return Whiteners(self.snapshot.parts)
+
+    # A mapping would compare all sites.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def __getitem__(self, name: str) -> Site:
-        self._snapshot.check_open()
-        return Site(stored_origin(self._snapshot, name))
+        self.snapshot.check_open()
+        return Site(stored_backend(self.snapshot, name))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._snapshot.layout.sites
+        return name in self.snapshot.layout.sites
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.sites)
@@ -177,43 +189,58 @@ class Store:
     def __len__(self) -> int:
         return len(self.sites)
 
+    # Mapping would expect KeyError.
+    def get(self, name: str, default: Any = None) -> Any:
+        """The site of this name, or `default`."""
+        return self[name] if name in self.snapshot.layout.sites else default
+
     def __repr__(self) -> str:
-        if self._snapshot.handle.closed:
-            return f"Store({self._snapshot.name!r}, closed)"
+        if self.snapshot.handle.closed:
+            return f"Store({self.snapshot.name!r}, closed)"
         sites = ", ".join(f"{name}: {list(self[name].shape)} {self[name].dtype.name}" for name in self)
-        absent, count = missing(self._snapshot.parts)
+        absent, count = missing(self.snapshot.parts)
         parts = f"{count - len(absent)} of {count} parts, " if absent else ""
         return (
-            f"Store({self._snapshot.name!r}, {parts}{self.n_examples} examples, {self.n_tokens} tokens, "
+            f"Store({self.snapshot.name!r}, {parts}{self.n_examples} examples, {self.n_tokens} tokens, "
             f"{{{sites}}})"
         )
 
-    def refresh(self) -> bool:
-        """See what was committed since; True when there is something new.
+    def _repr_html_(self) -> str:
+        if self.snapshot.handle.closed:
+            return table(repr(self), ("",), [])
+        rows = [
+            (name, site.axis, list(site.shape), site.dtype.name, human_bytes(site.nbytes))
+            for name, site in self.items()
+        ]
+        title = f"{self.snapshot.name}: {self.n_examples:,} examples, {self.n_tokens:,} tokens"
+        return table(title, ("site", "axis", "shape", "dtype", "size"), rows)
 
-        Sites taken before keep their view.
+    def refresh(self) -> bool:
+        """Move to the newest commit; return whether there is a new one.
+
+        Sites obtained before keep their view.
 
         Raises
         ------
         NotFoundError, FormatError
-            When the store is gone or damaged by now.
+            When the store has disappeared or is damaged.
         """
-        self._snapshot.check_open()
-        newest = load(self._snapshot.source, self._snapshot.verify, self._snapshot.handle, self._snapshot)
-        if newest.version == self._snapshot.version:
+        self.snapshot.check_open()
+        newest = load(self.snapshot.source, self.snapshot.verify, self.snapshot.handle, self.snapshot)
+        if newest.version == self.snapshot.version:
             return False
-        self._snapshot = newest
+        self.snapshot = newest
         return True
 
     def close(self) -> None:
-        """Release the files. Sites of this store cannot be read any more."""
-        if not self._snapshot.handle.closed:
-            self._snapshot.handle.closed = True
-            for part in self._snapshot.parts:
+        """Close the files. Sites of this store cannot be read afterward."""
+        if not self.snapshot.handle.closed:
+            self.snapshot.handle.closed = True
+            for part in self.snapshot.parts:
                 part.reader.close()
 
     def __enter__(self) -> Self:
-        self._snapshot.check_open()
+        self.snapshot.check_open()
         return self
 
     def __exit__(
@@ -222,8 +249,8 @@ class Store:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self._snapshot.check_open()
-        return open, (self._snapshot.source, self._snapshot.verify)
+        self.snapshot.check_open()
+        return open, (self.snapshot.source, self.snapshot.verify)
 
     def torch_dataset(
         self,
@@ -248,14 +275,14 @@ class Store:
         batch_size : int
             Rows of a batch.
         sites : str or list of str, optional
-            One site, or several on one axis; by default the only one there is.
+            One site, or several on one axis; by default the only site.
         shuffle, seed, dtype, drop_last, reservoir, prefetch, threads
-            As those of `batches`.
+            As in `batches`.
         columns : list of str, optional
             Columns of the rows' axis or of their examples; a batch is then a dict.
         rank, world_size : int, optional
-            Among how many processes the rows are shared out, and which this is; by default those of
-            ``torch.distributed``, else the environment's ``RANK`` and ``WORLD_SIZE``.
+            The index of this process and the number of processes that share the rows; by default from
+            ``torch.distributed``, else from the environment's ``RANK`` and ``WORLD_SIZE``.
 
         Returns
         -------
@@ -267,9 +294,9 @@ class Store:
         NotFoundError
             When there is no such site.
         InvalidInputError
-            When torch is not installed, there are several sites, or an option cannot be.
+            When torch is not installed, sites are on different axes, or an option does not fit.
         """
-        from .torch_dataset import sites_of, torch_dataset  # imports torch
+        from .loader.torch_dataset import sites_of, torch_dataset  # imports torch
 
         return torch_dataset(
             sites_of(self, sites),
@@ -292,22 +319,22 @@ class Store:
         Parameters
         ----------
         strict : bool
-            Also list what an interrupted write left behind.
+            Also list leftovers of an interrupted write.
         threads : int
             0 means all cores.
         progress : callable, optional
-            Called with the bytes done and the bytes in all.
+            Called with the bytes done and the total.
 
         Returns
         -------
         Report
         """
-        self._snapshot.check_open()
-        sizes = [_expected_bytes(part) if progress is not None else 0 for part in self._snapshot.parts]
+        self.snapshot.check_open()
+        sizes = [_expected_bytes(part) if progress is not None else 0 for part in self.snapshot.parts]
         damaged: list[Damage] = []
         leftovers: list[str] = []
         n_chunks = n_bytes = 0
-        for i, part in enumerate(self._snapshot.parts):
+        for i, part in enumerate(self.snapshot.parts):
             raw = part.reader.verify(strict, threads, _shifted(progress, sum(sizes[:i]), sum(sizes[i + 1 :])))
             found = json.loads(raw)
             damaged += [Damage(part.path, **damage) for damage in found["damaged"]]
@@ -317,21 +344,21 @@ class Store:
         return Report(damaged, leftovers, n_chunks, n_bytes)
 
     def info(self) -> dict[str, Any]:
-        """What is in the store and how much room it takes, ready for JSON.
+        """The contents of the store and their sizes on disk, ready for JSON.
 
         Returns
         -------
         dict
             ``path``, ``format`` (None for a foreign group), ``uuid``, ``identity``, ``n_examples``,
-            ``n_tokens``, ``sites``, ``derived``, ``whiteners``, ``axes``, ``examples``,
-            ``stored_bytes``, ``hole_bytes``, ``parts``.
+            ``n_tokens``, ``sites``, ``derived``, ``whiteners``, ``artifacts``, ``unknown``,
+            ``short_columns``, ``axes``, ``examples``, ``stored_bytes``, ``hole_bytes``, ``parts``.
         """
-        self._snapshot.check_open()
-        layout, parts = self._snapshot.layout, self._snapshot.parts
+        self.snapshot.check_open()
+        layout, parts = self.snapshot.layout, self.snapshot.parts
         usages = [json.loads(part.reader.usage()) for part in parts]
         sites = {}
         for name, site in layout.sites.items():
-            array = self._snapshot.array(name)
+            array = self.snapshot.array(name)
             usage = {
                 key: sum(u[name][key] for u in usages if name in u)
                 for key in ("logical_bytes", "stored_bytes", "hole_bytes", "shards")
@@ -349,15 +376,21 @@ class Store:
                 "ratio": usage["logical_bytes"] / used if used else None,
             }
         return {
-            "path": self._snapshot.source,
+            "path": self.snapshot.source,
             "format": None if parts[0].foreign else FORMAT,
             "uuid": layout.uuid,
             "identity": layout.identity,
             "n_examples": self.n_examples,
             "n_tokens": self.n_tokens,
             "sites": sites,
-            "derived": self._snapshot.derived_info(),
+            "derived": self.snapshot.derived_info(),
             "whiteners": whiteners.describe(parts),
+            "artifacts": {
+                name: {"kind": own.get("kind"), "version": own.get("version")}
+                for name, own in artifacts(parts[0].reader).items()
+            },
+            "unknown": self.snapshot.unknown(),
+            "short_columns": self.snapshot.short_columns(),
             "axes": {
                 name: {"rows": columns.n_rows, "columns": columns.dtypes}
                 for name, columns in self.axes.items()
@@ -384,7 +417,7 @@ def _stored_bytes(usage: Mapping[str, Mapping[str, int]]) -> int:
 
 
 def _expected_bytes(part: Part) -> int:
-    """How much there is to check in a part, if that can be told before it is checked."""
+    """Bytes to check in a part; 0 when they are not known before the check."""
     try:
         return _stored_bytes(json.loads(part.reader.usage()))
     except FormatError:
@@ -392,7 +425,14 @@ def _expected_bytes(part: Part) -> int:
 
 
 def _shifted(progress: Progress | None, before: int, after: int) -> Progress | None:
-    """One part's progress as that of all parts."""
+    """Report the progress of one part as progress of all parts."""
     if progress is None:
         return None
     return lambda done, total: progress(before + done, before + total + after)
+
+
+def check_store(store: object) -> None:
+    """Raise InvalidInputError for anything but a Store."""
+    if not isinstance(store, Store):
+        hint = "actstore.open(path)" if isinstance(store, str | os.PathLike) else None
+        raise InvalidInputError(f"store: expected an open Store, got {type(store).__name__}", hint=hint)

@@ -1,7 +1,10 @@
-"""The command line: ``actstore COMMAND``. Each command is a module here with `add` and `run`.
+"""The command line: ``actstore COMMAND``. Each command is a module in `commands` with `add` and `run`.
 
-Data goes to stdout, everything else to stderr. Exit status: 0 done, 1 an expected failure,
-2 usage, 130 interrupted.
+Results go to stdout, everything else to stderr. Exit status: 0 success, 1 expected failure, 2 usage error,
+130 interrupted.
+
+Rooms, top to bottom: commands/ (one module each; commands do not import each other), render/ (how results
+look), then the modules beside this one.
 """
 
 import argparse
@@ -12,13 +15,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ActstoreError
-from . import bench, compact, demo, dump, export, import_, info, inspect, plan, pool, query, verify, whiten
+from .commands import (
+    bench,
+    compact,
+    demo,
+    dump,
+    export,
+    import_,
+    info,
+    inspect,
+    plan,
+    pool,
+    query,
+    verify,
+    whiten,
+)
 
 _COMMANDS = (dump, query, plan, info, inspect, verify, compact, pool, whiten, export, import_, bench, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status.
+    """Run a command and return its exit status.
 
     Examples
     --------
@@ -26,57 +43,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     1
     """
     try:
-        args = _parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has said what is wrong, or shown the help
-        return stop.code if isinstance(stop.code, int) else 2
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has already printed the error or the help.
+        return _exit_status(stop)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that the terminal cannot show is no reason to fail.
+        # A name that the terminal cannot display must not make the command fail.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status: int = args.run(args)
-        if sys.stdout is not None:  # it is None where the caller has closed it
+        if sys.stdout is not None:  # None if the caller closed it.
             sys.stdout.flush()
         return status
-    except SystemExit as stop:  # options that do not go together
-        return stop.code if isinstance(stop.code, int) else 2
+    except SystemExit as stop:  # The command found options that do not go together.
+        return _exit_status(stop)
     except KeyboardInterrupt:
-        _say("interrupted")
+        _print_stderr("interrupted")
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        # The reader of our output is gone. Python would fail again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ActstoreError as error:
-        _complain(str(error), error.hint)
+        _print_error(str(error), error.hint)
         return 1
     except (OSError, MemoryError) as error:
-        _complain(str(error) or type(error).__name__, None)
+        _print_error(str(error) or type(error).__name__, None)
         return 1
 
 
-def _complain(message: str, hint: str | None) -> None:
-    _say(f"error: {message}")
-    if hint is not None:
-        _say(f"hint: {hint}")
-
-
-def _say(line: str) -> None:
-    if sys.stderr is not None:  # print would take None for stdout
-        print(line, file=sys.stderr)
-
-
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; ``docs/generate_cli.py`` renders it."""
     parser = argparse.ArgumentParser(
         prog="actstore", description="A store for the hidden activations of neural networks."
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in _COMMANDS:
         command.add(commands)
     return parser
 
 
-class _Version(argparse.Action):
+def _exit_status(stop: SystemExit) -> int:
+    return stop.code if isinstance(stop.code, int) else 2
+
+
+def _print_error(message: str, hint: str | None) -> None:
+    _print_stderr(f"error: {message}")
+    if hint is not None:
+        _print_stderr(f"hint: {hint}")
+
+
+def _print_stderr(line: str) -> None:
+    if sys.stderr is not None:  # print(file=None) would write to stdout.
+        print(line, file=sys.stderr)
+
+
+class _PrintVersion(argparse.Action):
+    """Unlike argparse's own action, this one looks up the version only when it is requested."""
+
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
         from .. import __version__
 

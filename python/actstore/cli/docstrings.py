@@ -1,7 +1,7 @@
-"""The docstrings of Python's standard library: texts that are on every machine, for `actstore demo`.
+"""The docstrings of Python's standard library: a corpus that every machine has, for `actstore demo`.
 
-Sources are parsed, not imported. What is written in C has no source: it is asked for its docstrings, of
-modules whose import does nothing else.
+Python sources are parsed, not imported. Modules written in C have no source, so that their docstrings are
+read from the imported module; only modules whose import has no side effects are listed.
 """
 
 import ast
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-_LEFT_OUT = frozenset(
+_EXCLUDED_FOLDERS = frozenset(
     {
         "__phello__",
         "dist-packages",
@@ -32,9 +32,9 @@ _LEFT_OUT = frozenset(
         "turtledemo",
     }
 )
-_MOST_CHARACTERS = 400
-"""Of a text: what a docstring is about it says early."""
-_IN_C = (
+_MAX_CHARACTERS = 400
+"""Longer docstrings are cut: their first sentences say what they are about."""
+_C_MODULES = (
     "builtins",
     "array",
     "binascii",
@@ -62,9 +62,10 @@ _IN_C = (
 
 @functools.cache
 def docstrings() -> tuple[tuple[str, str], ...]:
-    """All of them: unique qualified names, and texts of name, signature and how the docstring begins.
+    """All docstrings, as pairs of a unique qualified name and a text.
 
-    In an order that is the same each time and in which the first n are a fair sample.
+    A text is the name and signature on one line, then the beginning of the docstring. The order is the same
+    every time, and pseudo-random, so that the first n are a fair sample.
 
     Examples
     --------
@@ -72,31 +73,31 @@ def docstrings() -> tuple[tuple[str, str], ...]:
     >>> texts["textwrap.dedent"].splitlines()[:2]
     ['textwrap.dedent(text)', 'Remove any common leading whitespace from every line in `text`.']
     """
-    found: dict[str, str] = {}
-    for name, text in (*_from_sources(sysconfig.get_path("stdlib")), *_from_c()):
-        if len(text) > _MOST_CHARACTERS:
-            text = text[:_MOST_CHARACTERS].rpartition(" ")[0]
-        found.setdefault(name, text)
-    return tuple(sorted(found.items(), key=lambda item: hashlib.blake2b(item[0].encode()).digest()))
+    texts: dict[str, str] = {}
+    for name, text in (*_source_docstrings(sysconfig.get_path("stdlib")), *_c_docstrings()):
+        if len(text) > _MAX_CHARACTERS:
+            text = text[:_MAX_CHARACTERS].rpartition(" ")[0]
+        texts.setdefault(name, text)
+    return tuple(sorted(texts.items(), key=lambda item: hashlib.blake2b(item[0].encode()).digest()))
 
 
-def _from_sources(root: str) -> Iterator[tuple[str, str]]:
+def _source_docstrings(root: str) -> Iterator[tuple[str, str]]:
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if _is_public(name) and name not in _LEFT_OUT)
+        folders[:] = sorted(name for name in folders if _is_public(name) and name not in _EXCLUDED_FOLDERS)
         parts = os.path.relpath(folder, root).split(os.sep)
         package = [] if parts == [os.curdir] else parts
         for file in sorted(files):
             module = file.removesuffix(".py")
-            # What is written in C too has its Python under another name, as _pydatetime.
+            # Modules that also exist in C keep their Python source under a name such as _pydatetime.
             module = module.removeprefix("_py")
             if not file.endswith(".py") or not (_is_public(module) or module == "__init__"):
                 continue
             names = package if module == "__init__" else [*package, module]
             if names:
-                yield from _from_source(os.path.join(folder, file), ".".join(names))
+                yield from _module_docstrings(os.path.join(folder, file), ".".join(names))
 
 
-def _from_source(path: str, module: str) -> Iterator[tuple[str, str]]:
+def _module_docstrings(path: str, module: str) -> Iterator[tuple[str, str]]:
     try:
         with open(path, "rb") as file:
             tree = ast.parse(file.read())
@@ -104,13 +105,13 @@ def _from_source(path: str, module: str) -> Iterator[tuple[str, str]]:
         return
     if doc := ast.get_docstring(tree):
         yield module, f"{module}\n{doc}"
-    yield from _members(tree, module)
+    yield from _member_docstrings(tree, module)
 
 
-def _members(node: Any, name: str) -> Iterator[tuple[str, str]]:
+def _member_docstrings(node: Any, name: str) -> Iterator[tuple[str, str]]:
     for child in node.body:
         if isinstance(child, ast.If | ast.Try):
-            yield from _members(child, name)
+            yield from _member_docstrings(child, name)
         if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             continue
         if not _is_public(child.name):
@@ -120,29 +121,29 @@ def _members(node: Any, name: str) -> Iterator[tuple[str, str]]:
         if doc := ast.get_docstring(child):
             yield full, f"{full}{signature}\n{doc}"
         if isinstance(child, ast.ClassDef):
-            yield from _members(child, full)
+            yield from _member_docstrings(child, full)
 
 
-def _from_c() -> Iterator[tuple[str, str]]:
-    for name in _IN_C:
+def _c_docstrings() -> Iterator[tuple[str, str]]:
+    for name in _C_MODULES:
         module = importlib.import_module(name)
         if doc := inspect.getdoc(module):
             yield name, f"{name}\n{doc}"
-        yield from _of_namespace(module, "" if name == "builtins" else f"{name}.")
+        yield from _namespace_docstrings(module, "" if name == "builtins" else f"{name}.")
 
 
-def _of_namespace(owner: ModuleType | type, prefix: str) -> Iterator[tuple[str, str]]:
+def _namespace_docstrings(owner: ModuleType | type, prefix: str) -> Iterator[tuple[str, str]]:
     for name, value in sorted(vars(owner).items()):
         doc = getattr(value, "__doc__", None)
         if not _is_public(name) or isinstance(value, ModuleType) or not isinstance(doc, str):
             continue
-        described = isinstance(value, type) or inspect.isroutine(value) or inspect.isdatadescriptor(value)
-        if not described or inspect.isfunction(value):
+        documented = isinstance(value, type) or inspect.isroutine(value) or inspect.isdatadescriptor(value)
+        if not documented or inspect.isfunction(value):
             continue
         full = f"{prefix}{name}"
         yield full, f"{full}{_signature(value)}\n{inspect.cleandoc(doc)}"
         if isinstance(value, type) and isinstance(owner, ModuleType):
-            yield from _of_namespace(value, f"{full}.")
+            yield from _namespace_docstrings(value, f"{full}.")
 
 
 def _signature(value: Any) -> str:
@@ -150,7 +151,7 @@ def _signature(value: Any) -> str:
         return ""
     try:
         return str(inspect.signature(value))
-    except (TypeError, ValueError):  # Written in C, and it does not say.
+    except (TypeError, ValueError):  # Some C functions have no signature.
         return ""
 
 

@@ -1,7 +1,8 @@
-"""To and from other formats."""
+"""Conversion from and to other formats."""
 
 from .export import export
+from .faiss import to_faiss
 from .imports import import_
-from .indexes import rerank, to_faiss, to_usearch
+from .usearch import to_usearch
 
-__all__ = ["export", "import_", "rerank", "to_faiss", "to_usearch"]
+__all__ = ["export", "import_", "to_faiss", "to_usearch"]

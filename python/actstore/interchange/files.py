@@ -1,16 +1,16 @@
-"""Making a directory appear all at once, or not at all; nothing but what it replaces is removed."""
+"""Creating a directory atomically. Nothing is deleted except the directory that it replaces."""
 
 import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
 
-from ..errors import ActstoreError, InvalidInputError, StorageError
+from ..errors import ActstoreError, StorageError
 
 
 @contextlib.contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """The operating system's errors as StorageError."""
+    """Raise OSErrors of the block as StorageError, with `what` at the start of the message."""
     try:
         yield
     except ActstoreError:
@@ -22,31 +22,35 @@ def storage_errors(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_directory(
-    path: str, overwrite: bool, check: Callable[[str], None], put_in_place: Callable[[str, str], None]
+    path: str, overwrite: bool, check: Callable[[str], None], exchange: Callable[[str, str], None]
 ) -> Iterator[str]:
-    """A temporary path beside `path`, which takes its place on a clean exit and is removed otherwise.
+    """Yield a temporary path, at which the block must create a directory.
+
+    On a clean exit, the directory is moved to `path`. On an error, it is deleted.
 
     Parameters
     ----------
     path : str
-        Where the directory is to be in the end.
+        The final path.
     overwrite : bool
-        Replace what is there.
+        Replace an existing directory at `path`.
     check : callable
-        Called with `path` when something is to be replaced; raises when it must not be.
-    put_in_place : callable
-        Called with the new directory and `path` in the end when something is there: checks once more,
-        exchanges the two. What then has the name of the new one is removed.
+        Called as ``check(path)`` before an existing directory is replaced. It must raise an error if the
+        directory must not be replaced.
+    exchange : callable
+        Called as ``exchange(new, path)`` at the end if there is an existing directory. It must check `path`
+        again and exchange the two directories. The old one is then deleted.
 
     Raises
     ------
     StorageError
-        kind ``exists`` when something is there and not to be replaced.
+        kind ``exists`` when `path` exists and must not be replaced.
     """
     import shutil
     import tempfile
 
-    # What a link leads to is replaced, beside it and on its disk; a link that leads nowhere is in the way.
+    # Replace the target of a link, working in the target's parent directory so that the move stays on one
+    # file system. A dangling link counts as an existing path.
     path = os.path.realpath(path) if os.path.exists(path) else os.path.abspath(path)
     parent, name = os.path.split(path)
     if os.path.lexists(path):
@@ -54,30 +58,30 @@ def new_directory(
             raise StorageError(
                 f"{path} exists",
                 kind="exists",
-                hint="overwrite=True, on the command line --overwrite, replaces it",
+                hint="overwrite=True (--overwrite on the command line) replaces it",
             )
         check(path)
     if not os.path.isdir(parent):
-        raise StorageError(f"{parent} is no directory", kind="io", hint=f"mkdir -p {parent}")
+        raise StorageError(f"{parent} is not a directory", kind="io", hint=f"mkdir -p {parent}")
     with storage_errors(path):
-        own = tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent)
+        folder = tempfile.mkdtemp(prefix=f".{name}.partial-", dir=parent)
     try:
-        partial = os.path.join(own, name)
+        partial = os.path.join(folder, name)
         yield partial
         with storage_errors(path):
             if not os.path.lexists(path):
                 os.rename(partial, path)
                 _sync(parent)
             elif overwrite:
-                put_in_place(partial, path)
+                exchange(partial, path)
             else:
-                raise StorageError(f"{path} appeared meanwhile", kind="exists")
+                raise StorageError(f"{path} was created in the meantime", kind="exists")
     finally:
-        shutil.rmtree(own, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sync_tree(path: str) -> None:
-    """Bring a directory of files to the disk."""
+    """Flush a directory of files to disk."""
     for name in os.listdir(path):
         _sync(os.path.join(path, name))
     _sync(path)
@@ -89,16 +93,3 @@ def _sync(path: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def as_path(value: object, what: str) -> str:
-    """A str or path-like as str.
-
-    Raises
-    ------
-    InvalidInputError
-        When it is neither.
-    """
-    if not isinstance(value, str | os.PathLike):
-        raise InvalidInputError(f"{what}: expected a path, got {type(value).__name__}")
-    return str(os.fspath(value))

@@ -1,7 +1,8 @@
-"""safetensors files: written block by block, read slice by slice.
+"""Writing safetensors files in blocks, and reading them in slices.
 
-The format is a length (8 bytes, little endian), a JSON header padded with spaces, and the tensors'
-bytes without holes. The library only writes whole tensors from memory, so writing is done here.
+A file consists of the header's length (8 bytes, little endian), a JSON header padded with spaces, and the
+tensors' bytes without gaps. The safetensors library can write only whole tensors from memory, so this module
+writes files itself.
 """
 
 import json
@@ -12,27 +13,32 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..arrays import COLUMN_DTYPES
+from ..base.arrays import COLUMN_DTYPES
 from ..errors import FormatError, InvalidInputError, NotFoundError
 from .files import storage_errors
 
-_NAMES = {"bfloat16": "BF16", "bool": "BOOL"} | {
+_SHORT_NAMES = {"bfloat16": "BF16", "bool": "BOOL"} | {
     name: f"{name[0].upper()}{np.dtype(name).itemsize * 8}"
     for name in COLUMN_DTYPES
     if name not in ("bfloat16", "bool")
 }
-_DTYPES = {short: name for name, short in _NAMES.items()}
+_DTYPES = {short: name for name, short in _SHORT_NAMES.items()}
 
 
 class TensorsWriter:
-    """A new safetensors file whose tensors are filled in from their first row on.
+    """A new safetensors file whose tensors are written in blocks of rows, each from its first row on.
 
     Parameters
     ----------
     path : str
-        The file to make.
-    tensors : mapping of str to (dtype name, shape)
-        What it holds.
+        The file to create.
+    tensors : mapping of str to (str, tuple of int)
+        The dtype name and the shape of each tensor.
+
+    Raises
+    ------
+    StorageError
+        When the file exists or cannot be created.
 
     Examples
     --------
@@ -47,30 +53,34 @@ class TensorsWriter:
     """
 
     def __init__(self, path: str, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-        # Wide dtypes first, so that every tensor is aligned.
+        # Wide dtypes first, so that every tensor is aligned to its dtype.
         order = sorted(tensors, key=lambda name: (-COLUMN_DTYPES[tensors[name][0]].itemsize, name))
         header: dict[str, Any] = {}
         self._next: dict[str, int] = {}
         self._end: dict[str, int] = {}
-        at = 0
+        offset = 0
         for name in order:
             dtype, shape = tensors[name]
             size = COLUMN_DTYPES[dtype].itemsize
             for length in shape:
                 size *= length
-            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
-            self._next[name], self._end[name] = at, at + size
-            at += size
+            header[name] = {
+                "dtype": _SHORT_NAMES[dtype],
+                "shape": list(shape),
+                "data_offsets": [offset, offset + size],
+            }
+            self._next[name], self._end[name] = offset, offset + size
+            offset += size
         raw = json.dumps(header, separators=(",", ":")).encode()
         raw += b" " * (-len(raw) % 8)
         self._start = 8 + len(raw)
         self._path = path
         with storage_errors(path):
-            self._file = open(path, "xb")  # noqa: SIM115 - closed by __exit__
+            self._file = open(path, "xb")  # noqa: SIM115 - __exit__ closes it
             self._file.write(len(raw).to_bytes(8, "little") + raw)
 
     def write(self, name: str, block: NDArray[Any]) -> None:
-        """The next rows of a tensor.
+        """Write the next rows of a tensor.
 
         Raises
         ------
@@ -96,26 +106,41 @@ class TensorsWriter:
 
 
 class TensorsReader:
-    """A safetensors file, its tensors read by rows."""
+    """A safetensors file whose tensors are read in slices of rows.
+
+    Attributes
+    ----------
+    path : str
+    tensors : dict of str to (str, tuple of int)
+        The dtype name and the shape of each tensor. A dtype that numpy lacks keeps its safetensors name.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such file.
+    FormatError
+        When it is not a safetensors file.
+    InvalidInputError
+        When the package safetensors is not installed.
+    """
 
     def __init__(self, path: str) -> None:
         try:
             from safetensors import SafetensorError, safe_open
         except ImportError as error:
             raise InvalidInputError(
-                f"{path}: reading it needs the package safetensors", hint="pip install safetensors"
+                f"{path}: reading this file needs the package safetensors", hint="pip install safetensors"
             ) from error
         try:
             file: Any = safe_open(path, "np")
         except FileNotFoundError as error:
             raise NotFoundError(f"{path} does not exist") from error
         except SafetensorError as error:
-            raise FormatError(f"{path} is no safetensors file: {error}", kind="metadata") from error
+            raise FormatError(f"{path} is not a safetensors file: {error}", kind="metadata") from error
         self._file = file
         self.path = path
         self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-        """Each tensor's dtype name (its own word for dtypes that numpy lacks) and shape."""
-        for name in file.keys():  # noqa: SIM118 - it is no mapping
+        for name in file.keys():  # noqa: SIM118 - not a mapping
             part = file.get_slice(name)
             dtype = part.get_dtype()
             self.tensors[name] = (_DTYPES.get(dtype, dtype), tuple(part.get_shape()))
@@ -124,7 +149,7 @@ class TensorsReader:
         """Rows `start` to `stop` of a tensor."""
         with storage_errors(self.path):
             dtype, shape = self.tensors[name]
-            if start >= stop:  # The library has no empty slices.
+            if start >= stop:  # The library rejects empty slices.
                 return np.empty((0, *shape[1:]), COLUMN_DTYPES[dtype])
             array: NDArray[Any] = self._file.get_slice(name)[start:stop]
             return array

@@ -1,0 +1,1 @@
+"""The foundation: arrays, selections, argument checks, progress. Nothing here knows about stores."""

@@ -1,0 +1,1 @@
+"""Finding the sites of a model, by a traced dry run."""

@@ -1,0 +1,1 @@
+"""The forward pass: hooks, transfers from the GPU, and the row buffer."""

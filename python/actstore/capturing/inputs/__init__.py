@@ -1,0 +1,1 @@
+"""Preparing texts, chats, images and ready batches for the model."""

@@ -1,0 +1,1 @@
+"""Models: locating, loading and hashing them."""

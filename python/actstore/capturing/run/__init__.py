@@ -1,0 +1,1 @@
+"""Running a whole capture: input groups, commits, progress, interrupts."""

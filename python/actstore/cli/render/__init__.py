@@ -1,0 +1,1 @@
+"""How the commands present their results: lines of text, charts and images."""

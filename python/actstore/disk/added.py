@@ -1,0 +1,86 @@
+"""Columns that were added to rows that were already there.
+
+An added column may be short: it has fewer rows than its axis, in one part or in several. It is offered when
+every part has it in full.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .layout import malformed, own_attributes, parse_mapping
+
+
+@dataclass(frozen=True)
+class AddedColumn:
+    """A column of one part whose attributes mark it as added."""
+
+    dtype: str
+    rows: int
+    fill: Any
+    """The value of rows that an append does not give; None when every append must give them."""
+
+
+@dataclass(frozen=True)
+class ColumnCoverage:
+    """An added column over all parts: how many rows it has."""
+
+    dtype: str
+    fill: Any
+    covers: int
+    n_rows: int
+    conflict: str | None
+    """What the parts disagree on, if anything."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether it has every row of its axis, with the same dtype in all parts."""
+        return self.conflict is None and self.covers == self.n_rows
+
+
+def parse_added(attributes: str, where: str) -> tuple[bool, Any]:
+    """Whether a column's attributes mark it as added, and its fill value.
+
+    Raises
+    ------
+    FormatError
+        kind ``metadata`` when the mark is malformed.
+    """
+    own = own_attributes(attributes)
+    if not isinstance(own, dict) or "column" not in own:
+        return False, None
+    column = parse_mapping(own["column"], where, "column")
+    fill = column.get("fill")
+    if column.get("added") is not True or isinstance(fill, dict | list):
+        raise malformed(where, "column", column)
+    return True, fill
+
+
+def column_coverage(
+    parts: list[tuple[str, int, Mapping[str, str], Mapping[str, AddedColumn]]],
+) -> dict[str, ColumnCoverage]:
+    """Every column of one axis that is added in at least one part.
+
+    Parameters
+    ----------
+    parts : list of tuple
+        For each part: its path, its rows on the axis, its complete columns and its added columns.
+    """
+    out = {}
+    for name in dict.fromkeys(name for *_, added in parts for name in added):
+        dtypes: dict[str, str] = {}
+        fill, covers = None, 0
+        for path, n_rows, columns, added in parts:
+            if name in added:
+                dtypes.setdefault(added[name].dtype, path)
+                covers += added[name].rows
+                fill = added[name].fill if fill is None else fill
+            elif name in columns:
+                dtypes.setdefault(columns[name], path)
+                covers += n_rows
+        conflict = None
+        if len(dtypes) > 1:
+            conflict = " and ".join(f"{dtype} in {path}" for dtype, path in dtypes.items())
+        total = sum(n_rows for _, n_rows, *_ in parts)
+        out[name] = ColumnCoverage(next(iter(dtypes)), fill, covers, total, conflict)
+    return out

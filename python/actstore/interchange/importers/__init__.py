@@ -1,0 +1,1 @@
+"""Reading the formats that can be imported, one file per format."""

@@ -1,0 +1,1 @@
+"""What is computed from rows, one file a verb."""

@@ -1,0 +1,1 @@
+"""Support for bfloat16 in zarr-python."""
