@@ -1,10 +1,10 @@
 """Small stores whose every value follows from its row number, so that any prefix can be checked."""
 
 import contextlib
+import importlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,7 +159,7 @@ class Corpus:
     def check(self, store: actstore.Store, columns: bool = True) -> int:
         """Asserts that a store holds the first examples, no more and no less; how many."""
         n = store.n_examples
-        written = [name for name in store if store._snapshot.recipe(name) is None]
+        written = [name for name in store if store.snapshot.recipe(name) is None]
         assert sorted(written) == sorted(self.sites)
         assert sorted(store.axes) == sorted(self.axes)
         for name, site in self.sites.items():
@@ -167,7 +167,7 @@ class Corpus:
             assert store[name].shape == (rows, site.n_layers, site.dim)
             assert_same(store[name].read(), self.rows(name, 0, rows))
         for axis in self.axes:
-            assert_same(store.axes[axis].offset, self.offsets[axis][: n + 1])
+            assert_same(store.axes[axis].offsets, self.offsets[axis][: n + 1])
         assert store.examples["id"].tolist() == self.ids(0, n)
         if columns and n:
             for axis in self.axes:
@@ -223,7 +223,7 @@ def assert_same(got: NDArray[Any], expected: NDArray[Any]) -> None:
 @contextlib.contextmanager
 def small_columns(chunk_rows: int = 64, shard_rows: int = 192) -> Iterator[None]:
     """Columns made meanwhile have small chunks too, so that few rows are several shards of them."""
-    from actstore import layout
+    from actstore.disk import layout
 
     def small(name: str, dtype: str) -> dict[str, Any]:
         array = layout_column_array(name, dtype)
@@ -232,8 +232,8 @@ def small_columns(chunk_rows: int = 64, shard_rows: int = 192) -> Iterator[None]
     layout_column_array = layout.column_array
     with contextlib.ExitStack() as stack:
         # `actstore.create` is the function, which hides the module of that name.
-        for module in ("actstore.create", "actstore.writer"):
-            stack.enter_context(mock.patch.object(sys.modules[module], "column_array", small))
+        for module in ("actstore.disk.create", "actstore.disk.writer"):
+            stack.enter_context(mock.patch.object(importlib.import_module(module), "column_array", small))
         yield
 
 

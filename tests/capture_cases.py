@@ -158,13 +158,13 @@ CASES: dict[str, Callable[[int], dict[str, Any]]] = {
     "mean": lambda n: of_text(gpt2(), texts=texts(n), pool="mean"),
     "stride": lambda n: of_text(bert(), texts=texts(n), max_length=12, stride=4),
     "stride weighted": lambda n: of_text(
-        bert(), texts=texts(n), max_length=12, stride=4, pool="weighted", tokens="no-special"
+        bert(), texts=texts(n), max_length=12, stride=4, pool="weighted", keep="no-special"
     ),
     "ready": lambda n: of_text(gpt2(), texts=ready_batches(n)) | {"tokenizer": None},
     "two axes": lambda n: of_text(
         t5(), texts=[{"text": a, "target": b} for a, b in zip(texts(n), texts(n, 1), strict=True)]
     ),
-    "share": lambda n: of_text(llama(), texts=texts(n), tokens=0.4, seed=5, sites=["resid", "logits"]),
+    "share": lambda n: of_text(llama(), texts=texts(n), keep=0.4, seed=5, sites=["resid", "logits"]),
     "images": lambda n: {"model": vit(), "texts": images(n), **SMALL},
 }
 
@@ -180,7 +180,7 @@ def contents(path: Any) -> dict[str, Any]:
         axes = {**store.axes, "examples": store.examples}
         for axis, columns in axes.items():
             if axis != "examples":
-                out[f"{axis}/offset"] = columns.offset.tolist()
+                out[f"{axis}/offset"] = columns.offsets.tolist()
             for column in columns:
                 values = columns[column]
                 out[f"{axis}/{column}"] = (values.dtype.kind, values.tolist())
@@ -201,8 +201,8 @@ def assert_beginning(path: Any, expected: Any) -> int:
         assert n <= whole.n_examples
         assert store.sites == whole.sites
         for axis in store.axes:
-            offset = store.axes[axis].offset
-            assert (offset == whole.axes[axis].offset[: n + 1]).all()
+            offset = store.axes[axis].offsets
+            assert (offset == whole.axes[axis].offsets[: n + 1]).all()
             for column in store.axes[axis]:
                 assert (store.axes[axis][column] == whole.axes[axis][column][: offset[-1]]).all()
         for column in store.examples:

@@ -186,15 +186,15 @@ def slowly(
 ) -> None:
     """Captures a case, resuming it, with a commit after each window; it goes no further than batch `hold`."""
     import actstore
-    from actstore.capture import run
+    from actstore.capturing.run import run
 
     run._COMMIT_SECONDS = more.pop("commit_seconds", 0.0)
     if more.pop("overlapped", False):
-        run.Run = overlapped(run.Run)  # type: ignore[misc]
+        run.CaptureRun = overlapped(run.CaptureRun)  # type: ignore[misc]
     arguments = dict(_case(case, n))
     passed = itertools.count(1)
 
-    class Watched(run.Run):  # type: ignore[name-defined]
+    class Watched(run.CaptureRun):  # type: ignore[name-defined]
         def run(self, *args: Any) -> None:
             arguments["model"].register_forward_pre_hook(pass_by)
             super().run(*args)
@@ -203,18 +203,18 @@ def slowly(
         tick()
         time.sleep(10 * LIMIT if next(passed) == hold else pause)
 
-    run.Run = Watched  # type: ignore[misc]
+    run.CaptureRun = Watched  # type: ignore[misc]
     actstore.capture(path, **{"resume": True, **arguments, **more}).close()
 
 
 def overlapped(kind: Any) -> Any:
-    """A `Run` that writes in a thread while the next window is computed, as for a GPU."""
+    """A `CaptureRun` that writes in a thread while the next window is computed, as for a GPU."""
     from concurrent.futures import ThreadPoolExecutor
 
     class Overlapped(kind):  # type: ignore[misc]
         def __init__(self, session: Any, *args: Any) -> None:
             super().__init__(session, *args)
-            self._windows.append(session.another_window())
+            self._buffers.append(session.new_buffer())
             self._pool = ThreadPoolExecutor(1)
 
     return Overlapped
@@ -232,7 +232,7 @@ def dealt(path: str, tick: Callable[[], None], rank: int, world: int, **more: An
     slowly(path, tick, texts=iter(case["texts"]), **more, part=(rank, world))
 
 
-def signalled(path: str, tick: Callable[[], None], how: str, number: int, at: int, **more: Any) -> None:
+def signaled(path: str, tick: Callable[[], None], how: str, number: int, at: int, **more: Any) -> None:
     """Sends itself a signal at a batch, from the main thread or another."""
     n = 0
 
@@ -306,14 +306,14 @@ def talking(path: str, tick: Callable[[], None], **more: Any) -> None:
 
 def reading(path: str, tick: Callable[[], None], number: int, **more: Any) -> None:
     """Sends itself a signal when the run begins, before its first window."""
-    from actstore.capture import run
+    from actstore.capturing.run import run
 
-    class Signalled(run.Run):  # type: ignore[name-defined]
+    class Signalled(run.CaptureRun):  # type: ignore[name-defined]
         def run(self, *args: Any) -> None:
             signal.raise_signal(number)
             super().run(*args)
 
-    run.Run = Signalled  # type: ignore[misc]
+    run.CaptureRun = Signalled  # type: ignore[misc]
     slowly(path, tick, **more)
 
 
@@ -355,7 +355,7 @@ def with_workers(path: str, tick: Callable[[], None], **more: Any) -> None:
 
 JOBS: dict[str, Callable[..., None]] = {
     job.__name__: job
-    for job in (slowly, part, dealt, signalled, stuck, beside, talking, reading, trickle, with_workers)
+    for job in (slowly, part, dealt, signaled, stuck, beside, talking, reading, trickle, with_workers)
 }
 
 
@@ -387,7 +387,7 @@ def _child(asked: dict[str, Any]) -> int:
 
 def main() -> None:
     """Forks a child for each line that asks for one."""
-    import actstore.capture.run  # noqa: F401
+    import actstore.capturing.run.run  # noqa: F401
     import capture_cases  # noqa: F401
     import torch
 

@@ -1,4 +1,4 @@
-"""Small stores to feed from: the same rows stored in every way, and what was given of them."""
+"""Small stores for loader tests: the same rows in several layouts, and helpers for the batches."""
 
 import itertools
 import threading
@@ -7,7 +7,7 @@ from typing import Any
 
 import actstore
 import numpy as np
-from actstore.batches import Batches
+from actstore.loader.batches import Batches
 from builders import values
 
 MODES = [False, True, "full"]
@@ -15,7 +15,7 @@ N, LAYERS, DIM = 203, 3, 6
 
 
 def write(path: Path, n: int = N, dtype: str = "bfloat16", part: Any = None, **keywords: Any) -> Path:
-    """A store of `n` rows in several commits, whose values follow from their rows."""
+    """A store of `n` rows in several commits, whose values are a function of the row."""
     spec = actstore.SiteSpec(LAYERS, DIM, dtype, [0, 6, 12], chunk_rows=4, shard_rows=12)
     with actstore.create(path, {"resid": spec}, part=part, **keywords) as w:
         for start in range(0, n, 90):
@@ -29,7 +29,7 @@ def write(path: Path, n: int = N, dtype: str = "bfloat16", part: Any = None, **k
 
 
 def foreign(path: Path) -> Path:
-    """What zarr-python writes, with other chunks and another codec."""
+    """A group written by zarr-python, with other chunks and another codec."""
     import zarr
 
     group = zarr.create_group(path)
@@ -38,8 +38,8 @@ def foreign(path: Path) -> Path:
     return path
 
 
-def rows_of(feed: Batches) -> list[list[int]]:
-    return [rows.tolist() for rows, _ in feed]
+def rows_of(loader: Batches) -> list[list[int]]:
+    return [rows.tolist() for rows, _ in loader]
 
 
 def flat(lists: list[list[int]]) -> list[int]:

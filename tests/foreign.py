@@ -119,7 +119,7 @@ def reads_the_same(path: Path, name: str, want: np.ndarray, seed: int = 0) -> No
         assert_same(site[int(picked[0]), layer], want[picked[0], layer])
         some = rng.permutation(layers)[: max(1, layers - 1)].tolist()
         assert_same(site[1:, some], want[1:, some])
-        wide = site.select(tokens=picked).read("float64")
+        wide = site.select(rows=picked).read("float64")
         with np.errstate(all="ignore"):  # Signalling NaNs.
             np.testing.assert_array_equal(wide, want[picked].astype(np.float64))
 

@@ -25,6 +25,8 @@ from typing import Any, Self
 
 import actstore
 import numpy as np
+from actstore import _native
+from actstore.disk.layout import column_array
 from builders import (
     Corpus,
     files_of_record,
@@ -345,6 +347,24 @@ def compact(child: Child) -> None:
     child.disarm()
 
 
+def extend(child: Child) -> None:
+    """Changes the root's attributes twice; the second commit also adds a group and an array."""
+    child.say("is", actstore.open(child.path).n_examples)
+    child.arm()
+    writer = _native.Writer.append_to(str(child.path))
+    attributes = json.loads(writer.attributes)
+    for i in range(2):
+        attributes["extended"] = i
+        writer.set_attributes(json.dumps(attributes))
+        if i:
+            note = {"actstore": {"artifact": {"kind": "note", "version": 1}}}
+            writer.add_groups(json.dumps({"artifacts/note": note}))
+            writer.add_arrays(json.dumps([column_array("artifacts/note/text", "uint8")]))
+        writer.commit(writer.state)
+    writer.close()
+    child.disarm()
+
+
 def derive(child: Child) -> None:
     """A site derived from another, with a commit every few examples."""
     from unittest import mock
@@ -352,8 +372,11 @@ def derive(child: Child) -> None:
     from pooled import pool
 
     site = actstore.open(child.path)["resid"]
-    small = {"_OUT_BYTES": 5 * 4 * site.shape[1] * site.shape[2], "_COMMIT_SECONDS": 0}
-    with mock.patch.multiple("actstore.derived", **small):
+    run_bytes = 5 * 4 * site.shape[1] * site.shape[2]
+    with (
+        mock.patch("actstore.artifacts.pooled._OUT_BYTES", run_bytes),
+        mock.patch("actstore.artifacts.protocol._COMMIT_SECONDS", 0),
+    ):
         child.arm()
         pool(site, threads=1)
         child.disarm()
@@ -579,6 +602,7 @@ TASKS = {
         grow,
         cross,
         compact,
+        extend,
         derive,
         recover,
         close,

@@ -249,7 +249,7 @@ def write_append(writer: actstore.StoreWriter, plan: Plan, append: Append) -> No
     if len(plan.axes) == 1:
         lengths = lengths[plan.axes[0]]
         tokens = tokens[plan.axes[0]] if tokens else None
-    writer.append(append.acts, lengths, ids=append.ids, tokens=tokens, columns=append.columns)
+    writer.append(append.acts, lengths, ids=append.ids, token_columns=tokens, columns=append.columns)
 
 
 def write(plan: Plan, path: Path) -> Expected:
@@ -285,7 +285,7 @@ def check_actstore(path: Path, want: Expected, plan: Plan) -> None:
         for axis, offset in want.offsets.items():
             columns = store.axes[axis]
             assert columns.n_rows == offset[-1]
-            assert_same(columns.offset, offset, axis)
+            assert_same(columns.offsets, offset, axis)
             assert set(columns) == set(want.tokens[axis])
             for name, column in want.tokens[axis].items():
                 assert_same(columns[name], column, (axis, name))

@@ -7,13 +7,14 @@ from typing import Any
 
 import actstore
 import numpy as np
-from actstore.derived import Compute, write_pooled
+from actstore.artifacts.pooled import Compute, write_pooled
+from actstore.rows.view import View
 from actstore.site import Site
 from builders import Corpus
 from numpy.typing import NDArray
 
 CORPUS = Corpus(several=True)
-RECIPE: dict[str, Any] = {"kind": "mean", "mix": None, "special": True, "on_empty": "zero"}
+RECIPE: dict[str, Any] = {"kind": "mean", "mix": None, "special": True, "skip_first": 0, "on_empty": "zero"}
 
 
 def mean(rows: NDArray[Any], offset: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -25,9 +26,9 @@ def mean(rows: NDArray[Any], offset: NDArray[np.int64]) -> NDArray[np.float32]:
     return out
 
 
-def plan(source: Site) -> Compute:
+def plan(source: View) -> Compute:
     """As `Site.pool` would have it, in numpy."""
-    offset = source._view.grouped()[1]
+    offset = source.rowset.grouped()[1]
 
     def compute(start: int, stop: int, progress: Any) -> NDArray[np.float32]:
         rows = source.select(examples=slice(start, stop)).read("float32")
@@ -37,10 +38,10 @@ def plan(source: Site) -> Compute:
 
 
 def pool(
-    site: Site, name: str = "resid_mean", make: Callable[[Site], Compute] = plan, **keywords: Any
+    site: Site, name: str = "resid_mean", make: Callable[[View], Compute] = plan, **keywords: Any
 ) -> Site:
     recipe = RECIPE | keywords.pop("recipe", {})
-    return write_pooled(site, name, recipe, site.layers, site.shape[2], make, **keywords)
+    return Site(write_pooled(site, name, recipe, site.layers, site.shape[2], make, **keywords))
 
 
 def truth(corpus: Corpus, n: int) -> NDArray[np.float32]:

@@ -110,7 +110,7 @@ def cancelling(rng: Rng, shape: Shape) -> NDArray[Any]:
 
 
 def close(rng: Rng, shape: Shape) -> NDArray[Any]:
-    """One row and its neighbours of a few units in the last place."""
+    """One row and its neighbors of a few units in the last place."""
     row = rng.normal(size=shape[1:]).astype(F32)
     return row + np.spacing(row) * (rng.integers(-1, 2, shape) * (rng.random(shape) < 2 / shape[-1]))
 

@@ -1,7 +1,6 @@
-"""Batches: each row once an epoch, with its values; the same by seed; resumable.
+"""Batches: each row once per epoch with its values, reproducible from the seed, and resumable.
 
-How well rows are shuffled is measured in test_shuffle.py, on the order alone; test_ahead.py is about the
-threads that read.
+test_shuffle.py measures how well the order is shuffled; test_prefetch.py tests the threads that read.
 """
 
 import contextlib
@@ -17,11 +16,11 @@ from unittest import mock
 import actstore
 import numpy as np
 import pytest
-from actstore.arrays import FLOAT_DTYPES
-from actstore.batches import Batches, batches
-from actstore.memory import MemoryOrigin, Positions
+from actstore.base.arrays import FLOAT_DTYPES
+from actstore.loader.batches import Batches, batches
+from actstore.rows.memory import MemoryBackend, Positions
+from actstore.rows.view import View
 from actstore.site import Site
-from actstore.view import View
 from builders import DTYPES
 from feeding import DIM, LAYERS, MODES, N, flat, foreign, live, rows_of, write
 from hypothesis import HealthCheck, given, settings
@@ -31,7 +30,7 @@ from limited import Tell, anonymous_memory, in_child
 
 @pytest.fixture(scope="module")
 def sites(memory_folder: Path) -> Iterator[dict[str, Site]]:
-    """The same rows stored in every way."""
+    """The same rows in stores of every codec, dtype and layout."""
     folder = memory_folder / "batches"
     (folder / "parts").mkdir(parents=True)
     for i in range(3):
@@ -61,7 +60,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 def views(site: Site) -> st.SearchStrategy[Site]:
-    """Ranges, masks, lists in any order with repeats, of some layers in any order."""
+    """A view by a range, a mask or a list with repeats, of some layers in any order, and loader options."""
     n = len(site)
     tokens = st.one_of(
         st.builds(slice, st.integers(0, n), st.integers(0, n)),
@@ -70,11 +69,11 @@ def views(site: Site) -> st.SearchStrategy[Site]:
         st.none(),
     )
     layers = st.lists(st.sampled_from(site.layers), min_size=1, max_size=4)
-    return st.builds(lambda t, ls: site.select(layers=ls, tokens=t), tokens, layers)
+    return st.builds(lambda t, ls: site.select(layers=ls, rows=t), tokens, layers)
 
 
 @st.composite
-def feeds(draw: st.DrawFn, sites: dict[str, Site]) -> tuple[Site, dict[str, Any]]:
+def loader_cases(draw: st.DrawFn, sites: dict[str, Site]) -> tuple[Site, dict[str, Any]]:
     view = draw(views(sites[draw(st.sampled_from(sorted(sites)))]))
     return view, {
         "batch_size": draw(st.integers(1, 70)),
@@ -92,17 +91,17 @@ def feeds(draw: st.DrawFn, sites: dict[str, Site]) -> tuple[Site, dict[str, Any]
 @pytest.mark.parametrize("n", [120, pytest.param(2000, marks=pytest.mark.slow)])
 def test_each_row_once_with_its_values(sites: dict[str, Site], n: int) -> None:
     @settings(max_examples=n, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(feeds(sites))
+    @given(loader_cases(sites))
     def check(case: tuple[Site, dict[str, Any]]) -> None:
         view, options = case
         dtype = view.dtype if options["dtype"] is None else FLOAT_DTYPES[options["dtype"]]
-        whole = Site(view._origin, view._layers)  # All rows of these layers.
+        whole = Site(view.backend, view.layer_positions)  # All rows of these layers.
         expected = whole.read(dtype)
         got, counts = [], []
         for rank in range(options["world_size"]):
-            feed = batches(view, rank=rank, with_rows=True, **options)
-            given = list(feed)
-            assert len(given) == len(feed)
+            loader = batches(view, rank=rank, with_rows=True, **options)
+            given = list(loader)
+            assert len(given) == len(loader)
             counts.append(len(given))
             for i, (rows, batch) in enumerate(given):
                 assert rows.dtype == np.int64
@@ -130,7 +129,7 @@ def test_drop_last_gives_full_batches_and_all_ranks_as_many(
 ) -> None:
     got: list[int] = []
     for rank in range(world_size):
-        feed = batches(
+        loader = batches(
             sites["blosc"],
             20,
             shuffle,
@@ -140,7 +139,7 @@ def test_drop_last_gives_full_batches_and_all_ranks_as_many(
             rank=rank,
             world_size=world_size,
         )
-        lists = rows_of(feed)
+        lists = rows_of(loader)
         assert [len(rows) for rows in lists] == [20] * (N // (20 * world_size))
         got += flat(lists)
     assert len(set(got)) == len(got)
@@ -152,11 +151,11 @@ def test_in_order_without_rows(sites: dict[str, Site]) -> None:
     assert got.tobytes() == site.read("float32").tobytes()
 
 
-def test_rows_in_memory_are_called_by_their_examples() -> None:
-    """As those of pooled sites are."""
+def test_row_ids_of_a_site_in_memory() -> None:
+    """The rows of a pooled site in memory have example numbers as their row ids."""
     pooled = np.arange(8 * LAYERS * DIM, dtype=np.float32).reshape(8, LAYERS, DIM)
     numbers = np.array([7, 2, 30, 9, 4, 5, 11, 3])
-    site = Site(MemoryOrigin(pooled, [0, 6, 12], Positions(31), numbers))
+    site = Site(MemoryBackend(pooled, [0, 6, 12], Positions(31), numbers))
     for shuffle in MODES:
         got = list(batches(site, 3, shuffle, with_rows=True))
         assert sorted(flat([rows.tolist() for rows, _ in got])) == sorted(numbers)
@@ -165,17 +164,17 @@ def test_rows_in_memory_are_called_by_their_examples() -> None:
 
 
 def test_an_empty_view_gives_nothing(sites: dict[str, Site]) -> None:
-    empty = sites["blosc"].select(tokens=slice(0, 0))
+    empty = sites["blosc"].select(rows=slice(0, 0))
     for shuffle in MODES:
         for drop_last in (False, True):
-            feed = batches(empty, 5, shuffle, drop_last=drop_last)
-            assert (len(feed), list(feed), list(feed)) == (0, [], [])
-            assert list(batches(empty, 5, shuffle, drop_last=drop_last, state=feed.state())) == []
+            loader = batches(empty, 5, shuffle, drop_last=drop_last)
+            assert (len(loader), list(loader), list(loader)) == (0, [], [])
+            assert list(batches(empty, 5, shuffle, drop_last=drop_last, state=loader.state())) == []
 
 
 def test_each_chunk_is_read_once(sites: dict[str, Site]) -> None:
-    """Of a whole store, in order or shuffled; `"full"` reads many at once."""
-    original = View._read_into
+    """A whole store, in order or shuffled; ``"full"`` reads each chunk once per half reservoir."""
+    original = View.read_rows_into
     for shuffle, most in ((False, 1), (True, 1), ("full", 203 // 50 + 1)):
         seen: list[int] = []
 
@@ -183,7 +182,7 @@ def test_each_chunk_is_read_once(sites: dict[str, Site]) -> None:
             seen += np.unique(np.asarray(rows) // 4).tolist()
             original(self, rows, *rest)
 
-        with mock.patch.object(View, "_read_into", read):
+        with mock.patch.object(View, "read_rows_into", read):
             list(batches(sites["blosc"], 3, shuffle, reservoir=100))
         counts = np.bincount(seen)
         assert counts.min() >= 1
@@ -194,7 +193,7 @@ def test_each_chunk_is_read_once(sites: dict[str, Site]) -> None:
 
 
 @pytest.mark.parametrize("shuffle", [True, "full"])
-def test_the_order_is_the_seeds_and_the_epochs(sites: dict[str, Site], shuffle: Any) -> None:
+def test_the_order_depends_only_on_seed_epoch_and_reservoir(sites: dict[str, Site], shuffle: Any) -> None:
     def order(seed: int = 3, epoch: int = 1, **options: Any) -> list[list[int]]:
         options = {"reservoir": 40, **options}
         return rows_of(batches(sites["blosc"], 16, shuffle, seed, epoch, with_rows=True, **options))
@@ -203,29 +202,29 @@ def test_the_order_is_the_seeds_and_the_epochs(sites: dict[str, Site], shuffle: 
     assert order(threads=1) == order(threads=2, prefetch=7) == first
     assert order(dtype="float32") == order(device="cpu") == first
     orders = [first, order(seed=4), order(epoch=2), order(seed=2**64 + 3), order(reservoir=80)]
-    if shuffle == "full":  # All rows are permuted, however many are held.
+    if shuffle == "full":  # The permutation does not depend on the reservoir.
         assert orders.pop() == first
     assert len({json.dumps(each) for each in orders}) == len(orders)
 
 
 def test_each_iteration_is_the_next_epoch(sites: dict[str, Site]) -> None:
-    def feed(epoch: int = 0) -> Batches:
+    def loader(epoch: int = 0) -> Batches:
         return batches(sites["raw"], 50, True, epoch=epoch, with_rows=True, reservoir=60)
 
-    epochs = [rows_of(feed(epoch)) for epoch in range(4)]
-    one = feed()
+    epochs = [rows_of(loader(epoch)) for epoch in range(4)]
+    one = loader()
     assert one.epoch == 0
     assert rows_of(one) == epochs[0]
     for rows, _ in one:
         assert rows.tolist() == epochs[1][0]
-        break  # A broken epoch counts too.
+        break  # An unfinished epoch counts too.
     assert one.epoch == 1
     assert rows_of(one) == epochs[2]
     assert rows_of(one) == epochs[3]
     one.set_epoch(1)
     assert one.epoch == 1
     assert rows_of(one) == epochs[1]
-    two = feed()
+    two = loader()
     assert [(a[0].tolist(), b[0].tolist()) for a, b in zip(two, two, strict=True)] == list(
         zip(epochs[0], epochs[1], strict=True)
     )
@@ -237,21 +236,21 @@ def test_each_iteration_is_the_next_epoch(sites: dict[str, Site]) -> None:
 @pytest.mark.parametrize("shuffle", MODES)
 @pytest.mark.parametrize("options", [{}, {"rank": 1, "world_size": 2}, {"drop_last": True}])
 def test_resumed_at_every_point(sites: dict[str, Site], shuffle: Any, options: dict[str, int]) -> None:
-    site = sites["blosc"].select(layers=6, tokens=slice(3, 190))
+    site = sites["blosc"].select(layers=6, rows=slice(3, 190))
 
-    def feed(**more: Any) -> Batches:
+    def loader(**more: Any) -> Batches:
         return batches(site, 9, shuffle, seed=5, with_rows=True, reservoir=30, **options, **more)
 
-    whole = feed()
+    whole = loader()
     epochs = [[(rows.tolist(), batch.tobytes()) for rows, batch in whole] for _ in range(2)]
-    first = feed()
+    first = loader()
     states = [first.state()]
     for _ in first:
         states.append(first.state())
     states.append(first.state())
     for i, state in enumerate(states):
         assert len(json.dumps(state)) < 500
-        again = feed(state=json.loads(json.dumps(state)))
+        again = loader(state=json.loads(json.dumps(state)))
         assert again.state() == state
         rest = [[(rows.tolist(), batch.tobytes()) for rows, batch in again] for _ in range(2)]
         if i < len(states) - 1:
@@ -262,29 +261,29 @@ def test_resumed_at_every_point(sites: dict[str, Site], shuffle: Any, options: d
             assert rest[0] == epochs[1]
 
 
-def test_a_state_is_where_its_iteration_is(sites: dict[str, Site]) -> None:
-    feed = batches(sites["raw"], 50, True)
-    one, two = iter(feed), iter(feed)
+def test_each_iterator_has_its_own_state(sites: dict[str, Site]) -> None:
+    loader = batches(sites["raw"], 50, True)
+    one, two = iter(loader), iter(loader)
     next(one)
     for _ in range(3):
         next(two)
-    assert [(s["epoch"], s["batch"]) for s in (one.state(), two.state(), feed.state())] == [
+    assert [(s["epoch"], s["batch"]) for s in (one.state(), two.state(), loader.state())] == [
         (0, 1),
         (1, 3),
         (1, 3),
     ]
     one.close()
     two.close()
-    assert (feed.state()["epoch"], feed.state()["batch"]) == (1, 3)
+    assert (loader.state()["epoch"], loader.state()["batch"]) == (1, 3)
 
 
-def test_a_state_of_other_batches_is_refused(sites: dict[str, Site], memory_path: Path) -> None:
+def test_a_state_that_does_not_match_is_refused(sites: dict[str, Site], memory_path: Path) -> None:
     site = sites["blosc"]
 
-    def feed(site: Site = site, batch_size: int = 10, shuffle: Any = True, **options: Any) -> Batches:
+    def loader(site: Site = site, batch_size: int = 10, shuffle: Any = True, **options: Any) -> Batches:
         return batches(site, batch_size, shuffle, **{"seed": 1, "reservoir": 50, **options})
 
-    state = feed().state()
+    state = loader().state()
     grown = actstore.open(write(memory_path / "x", N + 10))["resid"]
     other = write(memory_path / "y")
     rechunked = memory_path / "z"
@@ -300,16 +299,16 @@ def test_a_state_of_other_batches_is_refused(sites: dict[str, Site], memory_path
         ({"world_size": 2}, "world_size was 1 and is 2"),
         ({"site": grown}, f"rows was {N} and is {N + 10}"),
         ({"site": site.select(layers=[0, 12])}, "sites was .*6.* and is"),
-        ({"site": site.select(tokens=np.arange(N)[::-1])}, "other rows"),
+        ({"site": site.select(rows=np.arange(N)[::-1])}, "other rows"),
         ({"site": actstore.open(rechunked)["resid"]}, "other chunks"),
     ):
         with pytest.raises(actstore.InvalidInputError, match=word):
-            feed(**changed, state=state)  # type: ignore[arg-type]
-    # What does not change the order may change.
-    feed(actstore.open(other)["resid"], dtype="float32", threads=1, prefetch=5, epoch=3, state=state)
-    # Of a store that has grown, the rows that there were.
-    ranged = feed(grown.select(tokens=slice(0, N)), state=state)
-    assert len(list(ranged)) == len(feed())
+            loader(**changed, state=state)  # type: ignore[arg-type]
+    # Arguments that do not affect the order may differ.
+    loader(actstore.open(other)["resid"], dtype="float32", threads=1, prefetch=5, epoch=3, state=state)
+    # A store that has grown, restricted to its earlier rows.
+    ranged = loader(grown.select(rows=slice(0, N)), state=state)
+    assert len(list(ranged)) == len(loader())
     for wrong, word in (
         (7, "int"),
         ({}, "it has no epoch"),
@@ -319,13 +318,13 @@ def test_a_state_of_other_batches_is_refused(sites: dict[str, Site], memory_path
         ({**state, "order": 0}, "order was 0"),
     ):
         with pytest.raises(actstore.InvalidInputError, match=word):
-            feed(state=wrong)
+            loader(state=wrong)
 
 
 def test_pickles(sites: dict[str, Site]) -> None:
-    feed = batches(sites["blosc"], 10, True, with_rows=True)
-    again = pickle.loads(pickle.dumps(feed))
-    assert rows_of(again) == rows_of(feed)
+    loader = batches(sites["blosc"], 10, True, with_rows=True)
+    again = pickle.loads(pickle.dumps(loader))
+    assert rows_of(again) == rows_of(loader)
 
 
 # ---- Bad input ----
@@ -364,26 +363,26 @@ def test_bad_input(sites: dict[str, Site]) -> None:
     assert batches(site, np.int32(10)).state()["batch_size"] == 10
 
 
-def test_more_than_the_memory_there_is(sites: dict[str, Site]) -> None:
-    """Told before it is tried; of a view that is large only in name."""
+def test_a_batch_larger_than_memory(sites: dict[str, Site]) -> None:
+    """An error before any allocation, for a view that selects one row millions of times."""
     many = np.zeros(1 << 21, np.int64)
-    big = sites["blosc"].select(tokens=many)
+    big = sites["blosc"].select(rows=many)
     with (
-        mock.patch("actstore.arrays._physical_memory", return_value=1 << 24),
+        mock.patch("actstore.base.arrays._physical_memory", return_value=1 << 24),
         pytest.raises(actstore.InvalidInputError, match="memory"),
     ):
         next(iter(batches(big, 1 << 21, True)))
 
 
 def test_repr(sites: dict[str, Site]) -> None:
-    feed = batches(sites["blosc"], 10, True, reservoir=50)
-    assert "21 of 10 rows, shuffle=True, reservoir=50 rows (1.8 KiB as stored)" in repr(feed)
-    assert feed.reservoir == 50
+    loader = batches(sites["blosc"], 10, True, reservoir=50)
+    assert "21 of 10 rows, shuffle=True, reservoir=50 rows (1.8 KiB as stored)" in repr(loader)
+    assert loader.reservoir == 50
     assert batches(sites["blosc"], 10).reservoir is None
-    # 128 MiB, 4 batches, 16 chunks.
+    # The default: 128 MiB, 4 batches or 16 chunks.
     assert batches(sites["blosc"], 10, True).reservoir == (128 << 20) // 36
     assert batches(sites["blosc"], 2_000_000, True).reservoir == 8_000_000
-    with mock.patch("actstore.feed._RESERVOIR_BYTES", 36):
+    with mock.patch("actstore.loader.batch_plan._RESERVOIR_BYTES", 36):
         assert batches(sites["blosc"], 10, True).reservoir == 16 * 4
 
 
@@ -405,7 +404,7 @@ def test_torch_tensors(sites: dict[str, Site]) -> None:
 
 
 def test_torch_converts_as_we_do(memory_path: Path) -> None:
-    """Every bfloat16 and float16 there is, and float32 of all magnitudes."""
+    """All bfloat16 and float16 values, and float32 values of all magnitudes."""
     bits = np.arange(1 << 16, dtype=np.uint16)
     rng = np.random.default_rng(0)
     single = rng.integers(0, 1 << 32, 1 << 16, dtype=np.uint32).view(np.float32)
@@ -423,7 +422,7 @@ def test_torch_converts_as_we_do(memory_path: Path) -> None:
                 batches(site, 1024, dtype=dtype),
                 batches(site, 1024, dtype=dtype, device="cpu"),
             )
-            with np.errstate(invalid="ignore"):  # NaN of all kinds.
+            with np.errstate(invalid="ignore"):  # All NaN bit patterns.
                 ours, theirs = ours.astype(np.float64), theirs.double().numpy()
             assert np.array_equal(ours, theirs, equal_nan=True)
             assert (np.signbit(ours) == np.signbit(theirs))[~np.isnan(ours)].all()
@@ -439,8 +438,8 @@ def test_without_torch(sites: dict[str, Site]) -> None:
 
 
 @pytest.mark.parametrize("index", [None, 1])
-def test_cuda_copies_do_not_wait(sites: dict[str, Site], index: int | None) -> None:
-    """What is asked of torch, where there is no such device."""
+def test_cuda_copies_are_non_blocking(sites: dict[str, Site], index: int | None) -> None:
+    """The calls of torch, recorded on a machine without CUDA."""
     import torch
 
     device = "cuda" if index is None else f"cuda:{index}"
@@ -472,7 +471,7 @@ def test_cuda_copies_do_not_wait(sites: dict[str, Site], index: int | None) -> N
 
 
 def feed_much(tell: Tell, path: Path) -> dict[str, int]:
-    """The most anonymous memory meanwhile, beyond what there was before."""
+    """The peak of anonymous memory during the block, above the level before it."""
     site = actstore.open(path)["resid"]
     peaks = {}
     for shuffle in (False, True):
@@ -487,7 +486,7 @@ def feed_much(tell: Tell, path: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_memory_is_the_reservoir(memory_path: Path) -> None:
-    """Of a store of 750 MiB; batches of 4 MiB each."""
+    """A store of 750 MiB, in batches of 4 MiB."""
     rows = np.random.default_rng(0).normal(size=(12_000, 1, 2048)).astype(DTYPES["bfloat16"])
     with actstore.create(memory_path / "x", {"resid": actstore.SiteSpec(1, 2048, "bfloat16")}) as w:
         for _ in range(16):

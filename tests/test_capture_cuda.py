@@ -30,7 +30,7 @@ def late(n: int, size: int) -> list[Any]:
 
 def received(n: int, n_buffers: int) -> list[list[float]]:
     """What comes out of a transfer of such: the distinct values of each."""
-    from actstore.capture.transfer import Transfer
+    from actstore.capturing.forward.transfer import Transfer
 
     transfer = Transfer(n_buffers)
     seen: list[list[float]] = []

@@ -9,10 +9,11 @@ from actstore.errors import InvalidInputError, ShapeError
 
 pytest.importorskip("transformers")
 
-from actstore.capture.encode import Encoder
-from actstore.capture.example import Example
-from actstore.capture.inputs import Input, inputs
-from actstore.capture.stride import cut, strided
+from actstore.capturing.inputs.encoder import Encoder
+from actstore.capturing.inputs.example import Example
+from actstore.capturing.inputs.forms import Input
+from actstore.capturing.inputs.stream import InputStream
+from actstore.capturing.inputs.stride import strided, truncated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained_tokenizers import ALL, CHATML, chat, docstrings, gpt2, llama, minilm, slow_untold, t5, wordpiece
@@ -36,7 +37,7 @@ texts = st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_
 
 def given_texts(*all_texts: str, **more: Any) -> list[Input]:
     """Inputs of texts."""
-    return list(inputs([{"text": text, **more} for text in all_texts]))
+    return list(InputStream([{"text": text, **more} for text in all_texts]))
 
 
 def encoder(tokenizer: Any, **options: Any) -> Encoder:
@@ -175,8 +176,8 @@ def test_a_token_is_stored_from_the_window_with_most_to_its_left(
 
 
 def test_a_cut_keeps_both_ends() -> None:
-    assert cut(9, 1, 2, 6, "right").tokens.tolist() == [0, 1, 2, 3, 7, 8]
-    assert cut(9, 1, 2, 6, "left").tokens.tolist() == [0, 4, 5, 6, 7, 8]
+    assert truncated(9, 1, 2, 6, "right").tokens.tolist() == [0, 1, 2, 3, 7, 8]
+    assert truncated(9, 1, 2, 6, "left").tokens.tolist() == [0, 4, 5, 6, 7, 8]
 
 
 def test_truncation_at_the_left_is_the_tokenizers_word() -> None:
@@ -259,7 +260,7 @@ MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content
 def test_a_chat_is_as_the_template_has_it(how: Any, generate: bool) -> None:
     tokenizer = chat()
     one = encoder(tokenizer, chat=how)
-    (example,) = one.encode(list(inputs([{"messages": MESSAGES}])))
+    (example,) = one.encode(list(InputStream([{"messages": MESSAGES}])))
     expected = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=generate, return_dict=True)
     assert ids_of(example) == expected["input_ids"]
     assert example.text == tokenizer.apply_chat_template(
@@ -289,23 +290,23 @@ def test_a_chat_is_cut_like_a_text() -> None:
         ({"chat": True}, "has no chat template"),
         ({"chat": "generate"}, "has no chat template"),
         ({"chat": "chatml"}, "'chatml' is neither True, 'generate' nor a template"),
-        ({"chat": CHATML, "prompt": "x"}, "a chat has no place"),
-        ({"prompt": 3}, "prompt: 3 is no str"),
-        ({"max_length": 0}, "max_length: 0 is no positive"),
-        ({"max_length": True}, "max_length: True is no positive"),
+        ({"chat": CHATML, "prompt": "x"}, "a chat takes no prompt"),
+        ({"prompt": 3}, "prompt: 3 is not a str"),
+        ({"max_length": 0}, "max_length: 0 is not a positive"),
+        ({"max_length": True}, "max_length: True is not a positive"),
         ({"max_length": 513, "model_max_length": 512}, "max_length: 513 tokens, the model takes 512"),
         ({"max_length": 2}, "2 leaves no room for text, the tokenizer adds 2"),
         ({"max_length": 8, "stride": 0}, r"stride: 0 is not in 1\.\.6"),
         ({"max_length": 8, "stride": 7}, r"stride: 7 is not in 1\.\.6"),
         ({"stride": 4}, "stride: the model has no maximum length"),
-        ({"max_length": 8, "stride": 4, "encoder_decoder": True}, "decoder of its own"),
-        ({"tokens": "first"}, "'first' is none of all, no-special, last"),
-        ({"tokens": 1.0}, "1.0 is no share"),
-        ({"tokens": 0}, "0 is no share"),
-        ({"tokens": float("nan")}, "nan is no share"),
-        ({"tokens": True}, "True says nothing of rows"),
-        ({"tokens": None}, "None says nothing of rows"),
-        ({"tokens": {"tokens": []}}, "tokens: got a dict"),
+        ({"max_length": 8, "stride": 4, "encoder_decoder": True}, "not supported for an encoder-decoder"),
+        ({"keep": "first"}, "'first' is none of all, no-special, last"),
+        ({"keep": 1.0}, "1.0 is not a fraction"),
+        ({"keep": 0}, "0 is not a fraction"),
+        ({"keep": float("nan")}, "nan is not a fraction"),
+        ({"keep": True}, "True selects no rows"),
+        ({"keep": None}, "None selects no rows"),
+        ({"keep": {"tokens": []}}, "keep: got dict"),
     ],
 )
 def test_what_cannot_be_asked(options: dict[str, Any], message: str) -> None:
@@ -321,7 +322,7 @@ def test_a_template_that_fails_names_the_example() -> None:
 
 def test_what_cannot_be_encoded() -> None:
     with pytest.raises(InvalidInputError, match="example '0' has messages"):
-        encoder(chat()).encode(list(inputs([{"messages": MESSAGES}])))
+        encoder(chat()).encode(list(InputStream([{"messages": MESSAGES}])))
     with pytest.raises(InvalidInputError, match="example '0' has a target"):
         encoder(minilm()).encode(given_texts("a", target="b"))
     with pytest.raises(InvalidInputError, match="no tokenizer"):
@@ -341,7 +342,7 @@ def test_two_streams(pairs: list[tuple[str, str]], with_target: bool) -> None:
     tokenizer, max_length, start = t5(), 9, 0
     one = encoder(tokenizer, encoder_decoder=True, decoder_start=start, max_length=max_length)
     items = [{"text": text, **({"target": target} if with_target else {})} for text, target in pairs]
-    for item, example in zip(items, one.encode(list(inputs(items))), strict=True):
+    for item, example in zip(items, one.encode(list(InputStream(items))), strict=True):
         source = tokenizer(item["text"], truncation=True, max_length=max_length)["input_ids"]
         labels = (
             tokenizer(text_target=item["target"], truncation=True, max_length=max_length)["input_ids"]
@@ -374,7 +375,7 @@ def test_nothing_for_the_encoder_is_no_row_of_the_decoder() -> None:
 
 
 def test_a_decoder_without_a_start() -> None:
-    with pytest.raises(InvalidInputError, match="what its decoder begins with"):
+    with pytest.raises(InvalidInputError, match="no decoder_start_token_id"):
         encoder(t5(), encoder_decoder=True).encode(given_texts("a"))
 
 
@@ -383,22 +384,22 @@ def test_a_decoder_without_a_start() -> None:
 
 def test_no_special_and_last() -> None:
     tokenizer = minilm()
-    (example,) = encoder(tokenizer, tokens="no-special").encode(given_texts("hello world"))
+    (example,) = encoder(tokenizer, keep="no-special").encode(given_texts("hello world"))
     check(example)
     assert ids_of(example) == tokenizer("hello world", add_special_tokens=False)["input_ids"]
     assert example.tokens["tokens"]["position"].tolist() == [1, 2]
     assert len(example.pieces[0].inputs["input_ids"]) == 4
-    (example,) = encoder(tokenizer, tokens="last").encode(given_texts("hello world"))
+    (example,) = encoder(tokenizer, keep="last").encode(given_texts("hello world"))
     assert ids_of(example) == [tokenizer.sep_token_id]
-    (nothing,) = encoder(tokenizer, tokens="no-special").encode(given_texts(""))
+    (nothing,) = encoder(tokenizer, keep="no-special").encode(given_texts(""))
     assert [len(piece.rows["tokens"]) for piece in nothing.pieces if piece.rows is not None] == [0]
-    empty = encoder(gpt2(), tokens="last").encode(given_texts(""))[0]
+    empty = encoder(gpt2(), keep="last").encode(given_texts(""))[0]
     assert ids_of(empty) == []
     assert empty.pieces == []
 
 
 def test_of_windows_only_the_last_has_the_last_row() -> None:
-    (example,) = encoder(gpt2(), tokens="last", max_length=8, stride=4).encode(given_texts(docstrings()[0]))
+    (example,) = encoder(gpt2(), keep="last", max_length=8, stride=4).encode(given_texts(docstrings()[0]))
     rows = [len(piece.rows["tokens"]) for piece in example.pieces if piece.rows is not None]
     assert rows == [0] * (len(rows) - 1) + [1]
     assert len(rows) > 1
@@ -406,16 +407,14 @@ def test_of_windows_only_the_last_has_the_last_row() -> None:
 
 def test_a_share_is_drawn_by_seed_and_position_alone() -> None:
     many = given_texts(*docstrings()[:60])
-    one = encoder(gpt2(), tokens=0.25, seed=7)
+    one = encoder(gpt2(), keep=0.25, seed=7)
     together = one.encode(many)
     for example in together:
         check(example)
-    apart = [encoder(gpt2(), tokens=0.25, seed=7).encode([each])[0] for each in many[30:]]
+    apart = [encoder(gpt2(), keep=0.25, seed=7).encode([each])[0] for each in many[30:]]
     assert [ids_of(e) for e in apart] == [ids_of(e) for e in together[30:]]
     positions = [e.tokens["tokens"]["position"].tolist() for e in together]
-    other = [
-        e.tokens["tokens"]["position"].tolist() for e in encoder(gpt2(), tokens=0.25, seed=8).encode(many)
-    ]
+    other = [e.tokens["tokens"]["position"].tolist() for e in encoder(gpt2(), keep=0.25, seed=8).encode(many)]
     assert positions != other
     n = sum(map(len, positions))
     total = sum(len(ids_of(e)) for e in encoder(gpt2()).encode(many))
@@ -427,14 +426,14 @@ def test_a_share_is_drawn_by_seed_and_position_alone() -> None:
 
 def test_a_share_is_the_same_in_every_version() -> None:
     """A store is resumed by another version of numpy, or of this library."""
-    (example,) = encoder(gpt2(), tokens=0.1, seed=3).encode(given_texts("x" * 80))
+    (example,) = encoder(gpt2(), keep=0.1, seed=3).encode(given_texts("x" * 80))
     assert example.tokens["tokens"]["position"].tolist() == [10, 32, 34, 35, 36, 49, 57, 67, 75]
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.5, 1 - 1e-9])
 def test_shares_near_the_ends(share: float) -> None:
     (whole,) = encoder(gpt2()).encode(given_texts("x " * 1000))
-    (example,) = encoder(gpt2(), tokens=share).encode(given_texts("x " * 1000))
+    (example,) = encoder(gpt2(), keep=share).encode(given_texts("x " * 1000))
     assert abs(len(ids_of(example)) / len(ids_of(whole)) - share) < 0.06
 
 
@@ -442,25 +441,25 @@ def test_rows_by_function_and_by_masks() -> None:
     many = given_texts("a b c d", "", "e f")
     wholes = encoder(minilm()).encode(many)
     odd = [e.tokens["tokens"]["position"] % 2 == 1 for e in wholes]
-    by_function = encoder(minilm(), tokens=lambda e: e.tokens["tokens"]["position"] % 2 == 1).encode(many)
-    by_masks = encoder(minilm(), tokens=odd).encode(many)
-    by_lists = encoder(minilm(), tokens=[m.tolist() for m in odd]).encode(many)
+    by_function = encoder(minilm(), keep=lambda e: e.tokens["tokens"]["position"] % 2 == 1).encode(many)
+    by_masks = encoder(minilm(), keep=odd).encode(many)
+    by_lists = encoder(minilm(), keep=[m.tolist() for m in odd]).encode(many)
     for whole, *kept in zip(wholes, by_function, by_masks, by_lists, strict=True):
         for example in kept:
             check(example)
             assert ids_of(example) == ids_of(whole)[1::2]
-    assert ids_of(encoder(gpt2(), tokens=[[]]).encode(given_texts(""))[0]) == []
+    assert ids_of(encoder(gpt2(), keep=[[]]).encode(given_texts(""))[0]) == []
 
 
 def test_masks_go_by_the_position_in_the_whole_input() -> None:
     masks = [[True, False], [False, True]]
-    mine = list(inputs(["a", "b"], rank=1, world=2))
-    (example,) = encoder(gpt2(), tokens=[np.array([True]), np.array([False])]).encode(mine)
+    mine = list(InputStream(["a", "b"], rank=1, world=2))
+    (example,) = encoder(gpt2(), keep=[np.array([True]), np.array([False])]).encode(mine)
     assert ids_of(example) == []
     with pytest.raises(
-        ShapeError, match=r"mask of example '1' has shape \[2\], its rows on axis 'tokens' are \[1\]"
+        ShapeError, match=r"mask of example '1' has shape \[2\], axis 'tokens' has rows \[1\]"
     ):
-        encoder(gpt2(), tokens=masks).encode(mine)
+        encoder(gpt2(), keep=masks).encode(mine)
 
 
 @pytest.mark.parametrize(
@@ -469,31 +468,31 @@ def test_masks_go_by_the_position_in_the_whole_input() -> None:
         ([np.ones(3, bool)], ShapeError, r"mask of example '0' has shape \[3\]"),
         ([np.ones((4, 1), bool)], ShapeError, r"has shape \[4, 1\]"),
         ([np.ones(4, int)], InvalidInputError, "is int64, not bool"),
-        ([], ShapeError, "0 masks, and none for example '0', which is input 0"),
+        ([], ShapeError, "0 masks, but none for example '0', which is input 0"),
         (lambda e: None, InvalidInputError, "mask of example '0'"),
         (
             [{"decoder": np.ones(4, bool)}],
             InvalidInputError,
-            r"is of \['decoder'\], its axes are \['tokens'\]",
+            r"has the axes \['decoder'\], the example has \['tokens'\]",
         ),
     ],
 )
 def test_masks_that_do_not_fit(tokens: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        encoder(minilm(), tokens=tokens).encode(given_texts("a b"))
+        encoder(minilm(), keep=tokens).encode(given_texts("a b"))
 
 
 def test_masks_of_two_streams_are_by_axis() -> None:
     options = {"encoder_decoder": True, "decoder_start": 0}
     (whole,) = encoder(t5(), **options).encode(given_texts("abc", target="de"))
     keep = {axis: columns["position"] > 0 for axis, columns in whole.tokens.items()}
-    (example,) = encoder(t5(), tokens=[keep], **options).encode(given_texts("abc", target="de"))
+    (example,) = encoder(t5(), keep=[keep], **options).encode(given_texts("abc", target="de"))
     for axis in ("encoder", "decoder"):
         assert ids_of(example, axis) == ids_of(whole, axis)[1:]
         assert example.pieces[0].rows is not None
         assert example.pieces[0].rows[axis].tolist() == list(range(1, len(ids_of(whole, axis))))
-    with pytest.raises(InvalidInputError, match="is of no axis"):
-        encoder(t5(), tokens=[keep["encoder"]], **options).encode(given_texts("abc", target="de"))
+    with pytest.raises(InvalidInputError, match="names no axis"):
+        encoder(t5(), keep=[keep["encoder"]], **options).encode(given_texts("abc", target="de"))
 
 
 def test_pieces_do_not_share_what_they_may_change() -> None:
@@ -506,7 +505,7 @@ def test_pieces_do_not_share_what_they_may_change() -> None:
 
 
 def test_columns_and_ids_are_passed_on() -> None:
-    many = list(inputs([{"id": "x", "text": "a", "n": 1}, {"id": "y", "text": "b", "n": 2}]))
+    many = list(InputStream([{"id": "x", "text": "a", "n": 1}, {"id": "y", "text": "b", "n": 2}]))
     examples = encoder(minilm()).encode(many)
     assert [(e.id, e.columns) for e in examples] == [("x", {"n": 1}), ("y", {"n": 2})]
 

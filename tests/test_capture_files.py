@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from actstore.capture.files import texts
-from actstore.capture.inputs import inputs
+from actstore.capturing.inputs.stream import InputStream
+from actstore.cli.text_files import texts
 from actstore.errors import ActstoreError, InvalidInputError, NotFoundError, StorageError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,13 +54,13 @@ def test_a_line_is_an_example(
 
 def test_lines_as_inputs(tmp_path: Path) -> None:
     path = written(tmp_path / "a.txt", "one\n\nthree\u2028still\n")
-    assert [(i.id, i.text) for i in inputs(texts(path))] == [
+    assert [(i.id, i.text) for i in InputStream(texts(path))] == [
         ("0", "one"),
         ("1", ""),
         ("2", "three\u2028still"),
     ]
-    assert inputs(texts(path)).n == 3
-    assert [i.position for i in inputs(texts(path), rank=1, world=2)] == [1]
+    assert InputStream(texts(path)).n == 3
+    assert [i.position for i in InputStream(texts(path), rank=1, world=2)] == [1]
     assert items(written(tmp_path / "b.txt", "")) == []
     assert items(written(tmp_path / "c.txt", b"\xef\xbb\xbfwith a mark\n")) == ["with a mark"]
     assert items(written(tmp_path / "D.TXT", "a")) == ["a"]
@@ -68,16 +68,16 @@ def test_lines_as_inputs(tmp_path: Path) -> None:
 
 def test_lines_of_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("a\n\nnaïve\r\nlast".encode())))
-    found = inputs(texts("-"))
+    found = InputStream(texts("-"))
     assert found.n is None
     assert [i.text for i in found] == ["a", "", "naïve", "last"]
-    with pytest.raises(InvalidInputError, match="stdin: an iterator can be gone through once only"):
+    with pytest.raises(InvalidInputError, match="stdin: the iterator is already consumed"):
         list(found)
 
 
 def test_stdin_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n\xff\n")))
-    with pytest.raises(InvalidInputError, match="stdin, line 2: not utf-8"):
+    with pytest.raises(InvalidInputError, match="stdin, line 2: not valid UTF-8"):
         list(texts("-"))
 
 
@@ -95,7 +95,7 @@ def test_jsonl(tmp_path: Path) -> None:
         {"text": "one\ntwo", "id": "x", "n": 3, "w": 0.5, "flag": True},
         {"text": "", "id": "7", "n": 4, "w": 1.5, "flag": False},
     ]
-    assert [i.columns["w"] for i in inputs(texts(path))] == [0.5, 1.5]
+    assert [i.columns["w"] for i in InputStream(texts(path))] == [0.5, 1.5]
 
 
 def test_the_column_of_texts(tmp_path: Path) -> None:
@@ -116,18 +116,18 @@ def test_messages_images_and_targets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "a"}\n{"text": \n', r"a\.jsonl, line 2: not JSON"),
+        ('{"text": "a"}\n{"text": \n', r"a\.jsonl, line 2: not valid JSON"),
         ("\n\n[1]\n", r"a\.jsonl, line 3: expected a JSON object, got a list"),
         ("null\n", "line 1: expected a JSON object, got null"),
-        ('{"text": 3}\n', "line 1: its 'text' is a int, not a str"),
-        ('{"text": null}\n', "line 1: its 'text' is null, not a str"),
-        ('{"body": "a", "n": 1}\n', "line 1: there is no 'text', there is 'body', 'n'"),
-        ("{}\n", "line 1: there is no 'text', there is nothing"),
-        ('{"text": "a", "id": null}\n', "line 1: its 'id' is null, neither a str nor an int"),
-        ('{"text": "a", "_id": [1]}\n', "line 1: its '_id' is a list"),
-        ('{"text": "a", "id": true}\n', "line 1: its 'id' is a bool"),
-        (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: not utf-8"),
-        ("[" * 100_000, "line 1: not JSON"),
+        ('{"text": 3}\n', "line 1: expected 'text' to be a str, got an int"),
+        ('{"text": null}\n', "line 1: expected 'text' to be a str, got null"),
+        ('{"body": "a", "n": 1}\n', "line 1: no column 'text', it has 'body', 'n'"),
+        ("{}\n", "line 1: no column 'text', it has no columns"),
+        ('{"text": "a", "id": null}\n', "line 1: expected 'id' to be a str or an int, got null"),
+        ('{"text": "a", "_id": [1]}\n', "line 1: expected '_id' to be a str or an int, got a list"),
+        ('{"text": "a", "id": true}\n', "line 1: expected 'id' to be a str or an int, got a bool"),
+        (b'{"text": "a"}\n{"text": "\xff"}\n', "line 2: not valid UTF-8"),
+        ("[" * 100_000, "line 1: not valid JSON"),
     ],
 )
 def test_lines_that_are_no_records(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -140,11 +140,11 @@ def test_what_inputs_refuse_in_a_file(tmp_path: Path) -> None:
         tmp_path / "a.jsonl", {"id": "x", "text": "a"}, {"id": "y", "text": "b"}, {"id": "x", "text": "c"}
     )
     with pytest.raises(InvalidInputError, match=r"a\.jsonl: inputs 0 and 2 have the same id 'x'"):
-        list(inputs(texts(path)))
+        list(InputStream(texts(path)))
     path = jsonl(tmp_path / "b.jsonl", {"text": "a", "n": 1}, {"text": "b", "n": None})
-    with pytest.raises(InvalidInputError, match=r"input 1 has no 'n'"):
-        list(inputs(texts(path)))
-    assert len(list(inputs(texts(path), columns=[]))) == 2
+    with pytest.raises(InvalidInputError, match=r"input 1 has no key 'n'"):
+        list(InputStream(texts(path)))
+    assert len(list(InputStream(texts(path), columns=[]))) == 2
 
 
 @given(
@@ -176,10 +176,10 @@ def test_csv_with_long_fields_and_ids(tmp_path: Path) -> None:
     [
         ("text,n\na,1\nb\n", r"a\.csv, line 3: expected 2 fields, got 1"),
         ('text,n\n"a\nb",1\nc,2,3\n', r"a\.csv, line 4: expected 2 fields, got 3"),
-        ("text,text\na,b\n", r"a\.csv, line 1: there are several columns 'text'"),
-        ("body\na\n", r"a\.csv, line 2: there is no 'text', there is 'body'"),
+        ("text,text\na,b\n", r"a\.csv, line 1: column 'text' appears more than once"),
+        ("body\na\n", r"a\.csv, line 2: no column 'text', it has 'body'"),
         ('text\na\n"b\n', r"a\.csv, line 3: "),
-        (b"text\na\n\xff\n", "not utf-8"),
+        (b"text\na\n\xff\n", "not valid UTF-8"),
     ],
 )
 def test_csv_that_is_none(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -208,7 +208,7 @@ def test_parquet(tmp_path: Path) -> None:
         {"text": f"text {i}", "id": str(i), "w": i / 2, "flag": True, "kind": "a"} for i in range(3000)
     ]
     parquet.write_table(pyarrow.table({"text": ["a", None]}), path)
-    with pytest.raises(InvalidInputError, match=r"a\.parquet, row 1: its 'text' is null"):
+    with pytest.raises(InvalidInputError, match=r"a\.parquet, row 1: expected 'text' to be a str, got null"):
         list(texts(path))
     parquet.write_table(pyarrow.table({"messages": [[{"role": "user", "content": "hi"}]]}), path)
     assert items(path) == [{"messages": [{"role": "user", "content": "hi"}]}]
@@ -216,7 +216,7 @@ def test_parquet(tmp_path: Path) -> None:
     content[4:40] = bytes(36)
     with pytest.raises(ActstoreError, match=r"a\.parquet"):
         list(texts(written(path, bytes(content))))
-    with pytest.raises(InvalidInputError, match=r"b\.parquet is no parquet file"):
+    with pytest.raises(InvalidInputError, match=r"b\.parquet is not a Parquet file"):
         list(texts(written(tmp_path / "b.parquet", "no")))
 
 
@@ -251,9 +251,9 @@ def test_a_beir_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"text": "a"}, r"corpus\.jsonl, line 1: there is no '_id'"),
-        ({"_id": "a", "text": "a", "title": 3}, "line 1: its title is a int"),
-        ({"_id": "a", "title": "a"}, "line 1: there is no 'text'"),
+        ({"text": "a"}, r"corpus\.jsonl, line 1: no '_id'"),
+        ({"_id": "a", "text": "a", "title": 3}, "line 1: expected 'title' to be a str, got an int"),
+        ({"_id": "a", "title": "a"}, "line 1: no column 'text'"),
     ],
 )
 def test_a_corpus_that_is_none(tmp_path: Path, record: dict[str, Any], message: str) -> None:
@@ -267,10 +267,10 @@ def test_a_corpus_that_is_none(tmp_path: Path, record: dict[str, Any], message: 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
     written(tmp_path / "train.jsonl", "")
-    with pytest.raises(NotFoundError, match=r"there are no texts .*trian\.jsonl") as caught:
+    with pytest.raises(NotFoundError, match=r"texts .*trian\.jsonl do not exist") as caught:
         texts(tmp_path / "trian.jsonl")
     assert caught.value.hint == f"there is {tmp_path / 'train.jsonl'}"
-    with pytest.raises(NotFoundError, match=r"without corpus\.jsonl, so no BEIR folder"):
+    with pytest.raises(NotFoundError, match=r"is not a BEIR folder: it has no corpus\.jsonl"):
         texts(tmp_path)
     with pytest.raises(NotFoundError):
         texts(tmp_path / "no" / "such.txt")
@@ -278,7 +278,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a.json", "a", "a.txt.gz", "a.npy"])
 def test_files_of_another_kind(tmp_path: Path, name: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"is none of \.txt, \.jsonl, \.csv, \.tsv, \.parquet"):
+    with pytest.raises(InvalidInputError, match=r"expected \.txt, \.jsonl, \.csv, \.tsv, \.parquet"):
         texts(written(tmp_path / name, "{}"))
 
 
@@ -308,5 +308,5 @@ def test_the_column_of_texts_is_the_text(tmp_path: Path) -> None:
     """Whatever else is in the record under the names that have a meaning."""
     record = {"id": 1, "body": "THE BODY", "text": "a label", "image": "a.png", "messages": "none", "n": 3}
     (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
-    (one,) = inputs(texts(tmp_path / "a.jsonl", text_column="body"))
+    (one,) = InputStream(texts(tmp_path / "a.jsonl", text_column="body"))
     assert (one.text, one.image, one.messages, one.columns) == ("THE BODY", None, None, {"n": 3})

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from actstore.capture.identity import config_hash, difference, identity, tokenizer_hash, weights_hash
-from actstore.capture.loading import Loaded, load
+from actstore.capturing.identity import config_hash, difference, identity
+from actstore.capturing.model.hashes import tokenizer_hash, weights_hash
+from actstore.capturing.model.loading import Loaded, load
 from tiny_models import write_bert, write_gpt2, write_tokenizer
 
 torch = pytest.importorskip("torch")
@@ -26,7 +27,7 @@ def told(loaded: Loaded, **keywords: Any) -> dict[str, Any]:
     options: dict[str, Any] = {
         "sites": {"resid": {"layers": [0, 1, 2], "axis": "tokens"}},
         "dtype": "bfloat16",
-        "tokens": "all",
+        "keep": "all",
         "pool": None,
         "seed": 0,
         "run": {"device": "cpu", "batch_tokens": 8192},
@@ -59,7 +60,7 @@ def test_it_is_json(loaded: Loaded) -> None:
         "image_processor",
         "template",
         "truncation",
-        "tokens",
+        "keep",
         "seed",
         "dtype",
         "pool",
@@ -73,11 +74,11 @@ def test_it_is_json(loaded: Loaded) -> None:
 
 
 def test_policies(loaded: Loaded) -> None:
-    assert told(loaded, tokens=0.25, seed=7)["tokens"] == 0.25
-    assert told(loaded, tokens=0.25, seed=7)["seed"] == 7
-    assert told(loaded, tokens="last", seed=7)["seed"] is None  # nothing is drawn
-    assert told(loaded, tokens=lambda example: [True])["tokens"] == "mask"
-    assert told(loaded, tokens=[np.ones(3, bool)])["tokens"] == "mask"
+    assert told(loaded, keep=0.25, seed=7)["keep"] == 0.25
+    assert told(loaded, keep=0.25, seed=7)["seed"] == 7
+    assert told(loaded, keep="last", seed=7)["seed"] is None  # nothing is drawn
+    assert told(loaded, keep=lambda example: [True])["keep"] == "mask"
+    assert told(loaded, keep=[np.ones(3, bool)])["keep"] == "mask"
 
 
 # ---- What counts ----
@@ -156,7 +157,7 @@ def test_a_slow_tokenizer(tmp_path: Path) -> None:
     ("keywords", "name"),
     [
         ({"dtype": "float32"}, "dtype"),
-        ({"tokens": "last"}, "tokens"),
+        ({"keep": "last"}, "keep"),
         ({"pool": "mean"}, "pool"),
         ({"sites": {"resid": {"layers": [0, 1], "axis": "tokens"}}}, "sites.resid.layers"),
         ({"sites": {"resid": {"layers": [0, 1, 2], "axis": "tokens"}, "q": {}}}, "sites.q"),
@@ -177,7 +178,7 @@ def test_template_and_truncation(loaded: Loaded) -> None:
 
 
 def test_the_seed_counts_where_rows_are_drawn(loaded: Loaded) -> None:
-    assert named(told(loaded, tokens=0.5), told(loaded, tokens=0.5, seed=1)) == "seed"
+    assert named(told(loaded, keep=0.5), told(loaded, keep=0.5, seed=1)) == "seed"
 
 
 # ---- The hash of weights ----

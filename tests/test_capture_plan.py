@@ -12,7 +12,7 @@ from typing import Any
 
 import actstore
 import pytest
-from actstore.capture.capturing import _show
+from actstore.capturing.api import _show
 
 pytest.importorskip("transformers")
 
@@ -132,7 +132,7 @@ def fill(disk: Path, left: int) -> Path:
 @pytest.fixture
 def commits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit after each window."""
-    from actstore.capture import run
+    from actstore.capturing.run import run
 
     monkeypatch.setattr(run, "_COMMIT_SECONDS", 0.0)
 
@@ -173,13 +173,13 @@ def test_a_disk_that_is_full_in_the_middle(disk: Path, memory_path: Path, commit
 def test_a_full_disk_while_another_thread_writes(
     disk: Path, memory_path: Path, commits: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from actstore.capture import run
+    from actstore.capturing.run import run
     from capture_nursery import overlapped
 
     path, whole = disk / "x.act", memory_path / "whole.act"
     arguments = of_text(bert(), texts=texts(600), batch_tokens=256)
     actstore.capture(whole, **arguments).close()
-    monkeypatch.setattr(run, "Run", overlapped(run.Run))
+    monkeypatch.setattr(run, "CaptureRun", overlapped(run.CaptureRun))
     filler = fill(disk, 1 << 20)
     with pytest.raises(actstore.StorageError) as raised:
         actstore.capture(path, **arguments, force=True)
@@ -212,7 +212,7 @@ def test_what_will_take_long_is_told_before(capsys: pytest.CaptureFixture[str]) 
     assert line.startswith("capture: about ")
     assert " in 60 min, " in line
     _show(replace(plan, n_tokens=None, seconds=None))
-    assert capsys.readouterr().err.startswith("capture: nobody knows ")
+    assert capsys.readouterr().err.startswith("capture: input of unknown length; ")
 
 
 def test_a_plan_of_raw_rows_has_no_ratio() -> None:

@@ -66,16 +66,16 @@ def ndcg(ranked: Sequence[str], relevant: dict[str, int], k: int = 10) -> float:
 @pytest.mark.slow
 def test_scifact(memory_path: Path) -> None:
     """nDCG@10 is .6451 in MTEB, at 256 tokens. Texts are read from their folder."""
-    from actstore.capture.files import texts
+    from actstore.cli.text_files import texts
 
     folder = CORPORA / "scifact"
-    with pytest.warns(actstore.CaptureWarning, match=r"longer than 256 tokens .* were cut"):
+    with pytest.warns(actstore.CaptureWarning, match=r"longer than 256 tokens .* were truncated"):
         store = actstore.capture(
             memory_path / "scifact.act", MINILM, texts(folder), pool="mean", layers=6, progress=False
         )
     queries = [json.loads(line) for line in (folder / "queries.jsonl").read_text("utf-8").splitlines()]
     vectors = actstore.embed(store, [query["text"] for query in queries], layers=6)
-    hits = store["resid"].search(vectors, k=10, metric="cos")
+    hits = store["resid"].search(vectors, k=10, metric="cos", combine="sum")
     relevant: dict[str, dict[str, int]] = {}
     for line in (folder / "qrels" / "test.tsv").read_text("utf-8").splitlines()[1:]:
         query, document, score = line.split("\t")

@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("torch")
 
 import torch
-from actstore.capture.encode import Encoder
-from actstore.capture.inputs import inputs
+from actstore.capturing.inputs.encoder import Encoder
+from actstore.capturing.inputs.stream import InputStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained_tokenizers import docstrings, gpt2, llama, minilm, t5
@@ -35,7 +35,7 @@ def test_batches_of_a_tokenizer(side: str, tensors: str | None) -> None:
             many, padding=True, padding_side=side, return_tensors=tensors, truncation=True, max_length=40
         )
         plain = tokenizer(many, truncation=True, max_length=40)
-        (first,) = inputs(batch)
+        (first,) = InputStream(batch)
         for examples in (encoder(tokenizer).ready(batch, 5), encoder(tokenizer).ready(first)):
             for i, example in enumerate(examples):
                 (piece,) = example.pieces or [None]
@@ -102,14 +102,14 @@ def test_special_tokens_of_a_batch() -> None:
     assert guessed[0].tokens["tokens"]["special"].tolist() == [True, False, True, False, True]
     untold = encoder(None).ready(batch)
     assert not untold[0].tokens["tokens"]["special"].any()
-    kept = encoder(tokenizer, tokens="no-special").ready(batch)
+    kept = encoder(tokenizer, keep="no-special").ready(batch)
     assert [len(ids_of(e)) for e in kept] == [2, 1]
 
 
 def test_policies_go_by_position() -> None:
     texts = list(docstrings()[:6])
-    whole = encoder(gpt2(), tokens=0.5, seed=3).encode(list(inputs(texts)))
-    ready = encoder(gpt2(), tokens=0.5, seed=3).ready(gpt2()(texts[2:], padding=True), 2)
+    whole = encoder(gpt2(), keep=0.5, seed=3).encode(list(InputStream(texts)))
+    ready = encoder(gpt2(), keep=0.5, seed=3).ready(gpt2()(texts[2:], padding=True), 2)
     assert [ids_of(e) for e in ready] == [ids_of(e) for e in whole[2:]]
 
 
@@ -145,9 +145,9 @@ def test_decoders() -> None:
     assert set(example.pieces[0].inputs) == {"input_ids", "decoder_input_ids"}
     (example,) = one.ready({"input_ids": [[5]], "attention_mask": [[0]], "decoder_input_ids": [[0, 8]]})
     assert (ids_of(example, "decoder"), example.pieces) == ([], [])
-    with pytest.raises(InvalidInputError, match="what its decoder begins with"):
+    with pytest.raises(InvalidInputError, match="no decoder_start_token_id"):
         encoder(t5(), encoder_decoder=True).ready({"input_ids": [[5]]})
-    with pytest.raises(InvalidInputError, match="the model is no encoder-decoder"):
+    with pytest.raises(InvalidInputError, match="the model is not an encoder-decoder"):
         encoder(t5()).ready({"input_ids": [[5]], "decoder_input_ids": [[0]]})
 
 
@@ -167,7 +167,7 @@ def test_pixel_values() -> None:
     (alone,) = encoder().ready({"pixel_values": values[0]})
     assert alone.pieces[0].inputs["pixel_values"].shape == (3, 2, 2)
     with pytest.raises(InvalidInputError, match='only "all" is possible'):
-        encoder(tokens="last").ready({"pixel_values": values})
+        encoder(keep="last").ready({"pixel_values": values})
 
 
 @pytest.mark.parametrize(
@@ -176,12 +176,12 @@ def test_pixel_values() -> None:
         (
             {"inputs_embeds": torch.zeros(1, 2, 3, dtype=torch.bfloat16)},
             InvalidInputError,
-            "inputs_embeds are vectors",
+            "inputs_embeds are not supported",
         ),
         (
             {"input_ids": [[1]], "inputs_embeds": np.zeros((1, 1, 3))},
             InvalidInputError,
-            "inputs_embeds are vectors",
+            "inputs_embeds are not supported",
         ),
         (
             {"input_ids": [[1]], "pixel_values": np.zeros((1, 3, 2, 2))},
@@ -220,11 +220,15 @@ def test_pixel_values() -> None:
             InvalidInputError,
             "offset_mapping is",
         ),
-        ({"input_ids": [[1, 2]], "meta": {"a": 1}}, InvalidInputError, "meta is a dict"),
+        ({"input_ids": [[1, 2]], "meta": {"a": 1}}, InvalidInputError, "meta has type dict"),
         ({"input_ids": [[1, 2]], "use_cache": False}, InvalidInputError, "use_cache is a single number"),
-        ({"input_ids": [[1, 2]], "n_cut": [1]}, InvalidInputError, "'n_cut' is one that capture writes"),
+        (
+            {"input_ids": [[1, 2]], "n_cut": [1]},
+            InvalidInputError,
+            "column 'n_cut' is reserved: capture writes",
+        ),
         ({"input_ids": [[1, 2]], "id": [0.5]}, InvalidInputError, "its id is a float"),
-        ({"input_ids": [[1, 2]], "text": [3]}, InvalidInputError, "text is no list of str"),
+        ({"input_ids": [[1, 2]], "text": [3]}, InvalidInputError, "text is not a list of str"),
         (
             {"input_ids": [[1, 2]], "decoder_attention_mask": [[1]]},
             InvalidInputError,
@@ -253,5 +257,5 @@ def test_a_batch_longer_than_the_model() -> None:
     "options", [{"prompt": "x"}, {"stride": 2, "max_length": 8}, {"chat": "{{ messages }}"}]
 )
 def test_what_a_ready_batch_is_past(options: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError, match="a ready batch is of tokens already"):
+    with pytest.raises(InvalidInputError, match="do not apply to ready batches"):
         encoder(minilm(), **options).ready({"input_ids": [[1]]})

@@ -104,8 +104,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dtype of the model": ({"model": lambda: bert().to(torch.bfloat16)}, r"model\.|dtype"),
     "max_length": ({"max_length": 12}, r"truncation\.max_length.* 28.* 12"),
     "stride": ({"stride": 4}, r"truncation\.stride.* null.* 4"),
-    "tokens": ({"tokens": "no-special"}, r"tokens.*all.*no-special"),
-    "share": ({"tokens": 0.5}, r"tokens"),
+    "keep": ({"keep": "no-special"}, r"keep.*all.*no-special"),
+    "share": ({"keep": 0.5}, r"keep"),
     "dtype": ({"dtype": "float16"}, r"dtype.*float16"),
     "pool": ({"pool": "mean"}, r"pool.* null.*mean"),
     "sites": ({"sites": ["resid"]}, r"sites"),
@@ -128,7 +128,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused(path: Path, what: str) -> None:
-    """And nothing of the store is touched, nor is it locked afterwards."""
+    """And nothing of the store is touched, nor is it locked afterward."""
     before = files_of(path)
     more, message = REFUSED[what]
     made = {"model": more["model"]()} if "model" in more else {}
@@ -149,21 +149,21 @@ def test_another_tokenizer_is_refused(path: Path, tmp_path: Path) -> None:
 
 def test_another_seed_or_mask_is_refused(memory_path: Path) -> None:
     path = memory_path / "share.act"
-    capture(path, **asked(tokens=0.5, seed=1))
+    capture(path, **asked(keep=0.5, seed=1))
     for more, what in (
         ({"seed": 2}, "seed"),
-        ({"tokens": 0.25}, "tokens"),
-        ({"tokens": np.float32(0.25)}, "tokens"),
+        ({"keep": 0.25}, "keep"),
+        ({"keep": np.float32(0.25)}, "keep"),
     ):
         with pytest.raises(actstore.InvalidInputError, match=what):
-            capture(path, **asked(texts=MORE, tokens=0.5, seed=1) | more, resume=True)
+            capture(path, **asked(texts=MORE, keep=0.5, seed=1) | more, resume=True)
     path = memory_path / "mask.act"
     lengths = [len(tokenizer()(one["text"])["input_ids"]) for one in MORE]
     masks = [np.arange(n) % 2 == 0 for n in lengths]
-    capture(path, **asked(tokens=masks))
+    capture(path, **asked(keep=masks))
     with pytest.raises(actstore.InvalidInputError, match="tokens"):
-        capture(path, **asked(texts=MORE, tokens=[~mask for mask in masks]), resume=True)
-    capture(path, **asked(texts=MORE, tokens=masks), resume=True)
+        capture(path, **asked(texts=MORE, keep=[~mask for mask in masks]), resume=True)
+    capture(path, **asked(texts=MORE, keep=masks), resume=True)
 
 
 def test_a_store_that_capture_did_not_write_is_refused(memory_path: Path) -> None:

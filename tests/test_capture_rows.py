@@ -47,7 +47,7 @@ def masks_of(store: actstore.Store, how: Any) -> dict[str, np.ndarray]:
     out = {}
     for axis, columns in store.axes.items():
         last = np.zeros(columns.n_rows, bool)
-        last[columns.offset[1:][np.diff(columns.offset) > 0] - 1] = True
+        last[columns.offsets[1:][np.diff(columns.offsets) > 0] - 1] = True
         out[axis] = {"no-special": ~columns["special"], "last": last, "all": np.ones(columns.n_rows, bool)}[
             how
         ]
@@ -59,16 +59,16 @@ def masks_of(store: actstore.Store, how: Any) -> dict[str, np.ndarray]:
 def test_policies_leave_rows_as_they_are(name: str, how: str, memory_path: Path) -> None:
     """The same bits, the same columns, no row more or less."""
     every = capture(memory_path / "all", name, texts(), sites=sites(name))
-    some = capture(memory_path / "some", name, texts(), sites=sites(name), tokens=how)
+    some = capture(memory_path / "some", name, texts(), sites=sites(name), keep=how)
     masks = masks_of(every, how)
     assert some.n_examples == every.n_examples
     for site in every.sites:
         axis = every[site].axis
         np.testing.assert_array_equal(some[site].read(), every[site].read()[masks[axis]])
     for axis, mask in masks.items():
-        lengths = np.add.reduceat(np.append(mask, False).astype(int), every.axes[axis].offset[:-1])
-        lengths[np.diff(every.axes[axis].offset) == 0] = 0
-        assert np.diff(some.axes[axis].offset).tolist() == lengths.tolist()
+        lengths = np.add.reduceat(np.append(mask, False).astype(int), every.axes[axis].offsets[:-1])
+        lengths[np.diff(every.axes[axis].offsets) == 0] = 0
+        assert np.diff(some.axes[axis].offsets).tolist() == lengths.tolist()
         for column in ("id", "position", "special"):
             np.testing.assert_array_equal(some.axes[axis][column], every.axes[axis][column][mask])
 
@@ -78,7 +78,7 @@ def test_special_tokens_are_those_that_the_tokenizer_added(memory_path: Path) ->
         store = capture(memory_path / name, name, texts(6))
         for i, text in enumerate(texts(6)):
             wanted = tokenizer(name)(text, return_special_tokens_mask=True)["special_tokens_mask"]
-            at = slice(*store.tokens.offset[i : i + 2])
+            at = slice(*store.tokens.offsets[i : i + 2])
             assert store.tokens["special"][at].astype(int).tolist() == wanted
 
 
@@ -86,19 +86,19 @@ def test_a_share_is_drawn_whatever_the_batches(memory_path: Path) -> None:
     every = capture(memory_path / "all", "bert", texts(40))
     drawn = []
     for i, options in enumerate(({}, {"batch_tokens": 300, "window": 16}, {"batch_tokens": 1, "window": 1})):
-        drawn.append(capture(memory_path / str(i), "bert", texts(40), tokens=0.3, seed=5, **options))
+        drawn.append(capture(memory_path / str(i), "bert", texts(40), keep=0.3, seed=5, **options))
     for store in drawn[1:]:
         for column in ("id", "position"):
             np.testing.assert_array_equal(store.tokens[column], drawn[0].tokens[column])
-        np.testing.assert_array_equal(store.tokens.offset, drawn[0].tokens.offset)
+        np.testing.assert_array_equal(store.tokens.offsets, drawn[0].tokens.offsets)
         np.testing.assert_allclose(store["resid"].read(), drawn[0]["resid"].read(), **NEAR)
     for i in range(40):
-        at = slice(*drawn[0].tokens.offset[i : i + 2])
+        at = slice(*drawn[0].tokens.offsets[i : i + 2])
         chosen = every["resid"].example(i)[drawn[0].tokens["position"][at]]
         np.testing.assert_allclose(drawn[0]["resid"].example(i), chosen, **NEAR)
     share = drawn[0].n_tokens / every.n_tokens
     assert abs(share - 0.3) < 4 * np.sqrt(0.3 * 0.7 / every.n_tokens)
-    other = capture(memory_path / "seed", "bert", texts(40), tokens=0.3, seed=6)
+    other = capture(memory_path / "seed", "bert", texts(40), keep=0.3, seed=6)
     assert other.tokens["position"].tolist() != drawn[0].tokens["position"].tolist()
 
 
@@ -106,14 +106,14 @@ def test_a_share_is_drawn_whatever_the_batches(memory_path: Path) -> None:
 def test_rows_of_ones_own_choice(as_masks: bool, memory_path: Path) -> None:
     """Every third token; of some examples none, which keep their place."""
     every = capture(memory_path / "all", "bert", texts())
-    lengths = np.diff(every.tokens.offset)
+    lengths = np.diff(every.tokens.offsets)
     masks = [np.arange(n) % 3 == 1 if i % 4 else np.zeros(n, bool) for i, n in enumerate(lengths)]
 
     def choose(example: Any) -> Any:
         return masks[int(example.id)]
 
-    some = capture(memory_path / "some", "bert", texts(), tokens=masks if as_masks else choose)
-    assert np.diff(some.tokens.offset).tolist() == [int(mask.sum()) for mask in masks]
+    some = capture(memory_path / "some", "bert", texts(), keep=masks if as_masks else choose)
+    assert np.diff(some.tokens.offsets).tolist() == [int(mask.sum()) for mask in masks]
     for i, mask in enumerate(masks):
         np.testing.assert_allclose(some["resid"].example(i), every["resid"].example(i)[mask], **NEAR)
     np.testing.assert_array_equal(some.tokens["id"], every.tokens["id"][np.concatenate(masks)])
@@ -123,7 +123,7 @@ def test_a_mask_of_another_length_names_the_example(memory_path: Path) -> None:
     masks = [np.ones(len(tokenizer("bert")(text)["input_ids"]), bool) for text in texts(4)]
     masks[2] = masks[2][1:]
     with pytest.raises(actstore.ShapeError, match="'2'"):
-        capture(memory_path / "run.act", "bert", texts(4), tokens=masks)
+        capture(memory_path / "run.act", "bert", texts(4), keep=masks)
 
 
 # ---- windows ----
@@ -168,7 +168,7 @@ def test_rows_of_windows(name: str, stride: int, most: int, memory_path: Path) -
     assert not store.examples["n_cut"].any()
     for i, text in enumerate(many):
         whole = tokenizer(name)(text)["input_ids"]
-        at = slice(*store.tokens.offset[i : i + 2])
+        at = slice(*store.tokens.offsets[i : i + 2])
         assert store.tokens["id"][at].tolist() == whole
         assert store.tokens["position"][at].tolist() == list(range(len(whole)))
         rows = store["resid"].example(i)
@@ -192,9 +192,9 @@ def test_policies_of_windows(how: Any, memory_path: Path) -> None:
     many = texts(8, 90)
     options = {"stride": 5, "max_length": 12}
     every = capture(memory_path / "all", "bert", many, **options)
-    some = capture(memory_path / "some", "bert", many, tokens=how, **options)
+    some = capture(memory_path / "some", "bert", many, keep=how, **options)
     for i in range(len(many)):
-        at = slice(*some.tokens.offset[i : i + 2])
+        at = slice(*some.tokens.offsets[i : i + 2])
         positions = some.tokens["position"][at]
         np.testing.assert_allclose(some["resid"].example(i), every["resid"].example(i)[positions], **NEAR)
         length = len(every["resid"].example(i))
@@ -212,11 +212,11 @@ def test_cut_inputs_are_counted_and_warned_of(name: str, memory_path: Path) -> N
     wholes = [len(tokenizer(name)(text)["input_ids"]) for text in many]
     cut = [len(tokenizer(name)(text, truncation=True, max_length=12)["input_ids"]) for text in many]
     axis = "encoder" if name == "t5" else "tokens"
-    assert np.diff(store.axes[axis].offset).tolist() == cut
+    assert np.diff(store.axes[axis].offsets).tolist() == cut
     assert store.examples["n_cut"].tolist() == [a - b for a, b in zip(wholes, cut, strict=True)]
     for i, text in enumerate(many):
         ids = tokenizer(name)(text, truncation=True, max_length=12)["input_ids"]
-        assert store.axes[axis]["id"][slice(*store.axes[axis].offset[i : i + 2])].tolist() == ids
+        assert store.axes[axis]["id"][slice(*store.axes[axis].offsets[i : i + 2])].tolist() == ids
 
 
 # ---- pooled at the source ----
@@ -245,9 +245,9 @@ def test_pooling_is_that_of_the_site(name: str, kind: str, memory_path: Path) ->
 def test_pooling_of_windows(kind: str, tokens: Any, memory_path: Path) -> None:
     """The rows of all of an example's windows, that the policy leaves."""
     many = [text for text in texts(8, 90) if text.strip()]
-    options = {"stride": 4, "max_length": 12, "tokens": tokens, "seed": 3}
+    options = {"stride": 4, "max_length": 12, "keep": tokens, "seed": 3}
     every = capture(memory_path / "all", "bert", many, **options)
-    assert np.diff(every.tokens.offset).min() > 0
+    assert np.diff(every.tokens.offsets).min() > 0
     pooled = capture(memory_path / "pooled", "bert", many, pool=kind, **options)
     wanted = every["resid"].pool(kind).read()
     np.testing.assert_allclose(pooled["resid"].read(), wanted, rtol=1e-5, atol=2e-6)
@@ -302,7 +302,7 @@ def test_long_runs_of_rows_and_short_ones(
     case: str, more: dict[str, Any], memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Long pieces are copied as they lie, short ones gathered: which it is does not show."""
-    from actstore.capture import window
+    from actstore.capturing.forward import row_buffer as window
 
     found = []
     for longest in (0, 1 << 30):

@@ -98,7 +98,7 @@ def _first(n: int) -> list[Any]:
 def test_signals_from_within(memory_path: Path, whole: Path, how: str, number: int, status: int) -> None:
     """From the main thread or from another, while a batch is run."""
     path = memory_path / "x.act"
-    child = nursery().start("signalled", path, how=how, number=number, at=7, **CASE)
+    child = nursery().start("signaled", path, how=how, number=number, at=7, **CASE)
     assert child.wait() == status, child.said
     assert child.n_ticks == 7
     assert 0 < assert_beginning(path, whole) < CASE["n"]
@@ -108,7 +108,7 @@ def test_signals_from_within(memory_path: Path, whole: Path, how: str, number: i
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_another_thread_writes(memory_path: Path, whole: Path, number: int) -> None:
     path = memory_path / "x.act"
-    child = nursery().start("signalled", path, how="here", number=number, at=9, overlapped=True, **CASE)
+    child = nursery().start("signaled", path, how="here", number=number, at=9, overlapped=True, **CASE)
     assert child.wait() == (INTERRUPTED if number == signal.SIGINT else -number), child.said
     assert 0 < assert_beginning(path, whole) < CASE["n"]
     finish(path, whole)
@@ -120,7 +120,7 @@ def test_a_signal_as_soon_as_it_is_resumed(memory_path: Path) -> None:
     n_within = 0
     for at in (11, 15, 17):
         path = memory_path / f"{at}.act"
-        child = nursery().start("signalled", path, how="here", number=signal.SIGINT, at=at, **case)
+        child = nursery().start("signaled", path, how="here", number=signal.SIGINT, at=at, **case)
         assert child.wait() == INTERRUPTED, child.said
         with actstore.append(path) as writer:
             n_within += writer.note["window"] < writer.n_examples

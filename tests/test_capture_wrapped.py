@@ -6,7 +6,7 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
-from actstore.capture import available
+from actstore.capturing import available
 
 pytest.importorskip("transformers")
 

@@ -152,7 +152,7 @@ BAD: dict[str, list[Any]] = {
         [],
         torch.complex64,
     ],
-    "tokens": [
+    "keep": [
         "some",
         0,
         1,
@@ -161,7 +161,7 @@ BAD: dict[str, list[Any]] = {
         None,
         True,
         {},
-        {"tokens": 1},
+        {"keep": 1},
         [],
         lambda example: 5,
         lambda example: np.zeros(2, bool),
@@ -221,7 +221,7 @@ BAD: dict[str, list[Any]] = {
 
 ALONG: dict[str, dict[str, Any]] = {
     "stride": {"max_length": 8},
-    "seed": {"tokens": 0.5},
+    "seed": {"keep": 0.5},
 }
 
 
@@ -291,7 +291,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "tokens of images": {
         "model": vit,
         "texts": [np.zeros((3, 16, 16), np.float32)],
-        "tokens": "last",
+        "keep": "last",
         "tokenizer": None,
     },
     "an image of another size": {
@@ -302,7 +302,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "texts for images": {"model": vit, "tokenizer": None},
     "a target for no decoder": {"model": gpt2, "texts": [{"text": "a", "target": "b"}]},
     "stride with two axes": {"model": t5, "stride": 4, "max_length": 8},
-    "an empty example, pooled": {"texts": [*texts(5), ""], "pool": "mean", "tokens": "no-special"},
+    "an empty example, pooled": {"texts": [*texts(5), ""], "pool": "mean", "keep": "no-special"},
     "texts without a tokenizer": {"tokenizer": None},
     "a column of ours": {"columns": {"n_rows": list(range(N))}, "pool": "mean"},
     "ids that json does not know": {
@@ -351,7 +351,7 @@ def test_errors_of_the_users_own(memory_path: Path) -> None:
     with pytest.raises(ZeroDivisionError, match="mine"):
         actstore.capture(path, **good(texts=raising()))
     with pytest.raises(ZeroDivisionError):
-        actstore.capture(path, **good(tokens=lambda example: 1 / 0))
+        actstore.capture(path, **good(keep=lambda example: 1 / 0))
     model, count = bert(), 0
 
     def fail(module: Any, args: Any) -> None:
@@ -383,11 +383,11 @@ def test_nan_is_refused_if_asked(memory_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("texts", 5), ("sites", ["nothing"]), ("layers", [99]), ("dtype", "int8"), ("pool", "most"),
-     ("batch_tokens", "8"), ("path", 5), ("tokens", "some"), ("seed", "x"), ("max_length", -1),
+     ("batch_tokens", "8"), ("path", 5), ("keep", "some"), ("seed", "x"), ("max_length", -1),
      ("columns", 5), ("model", None)],
 )  # fmt: skip
 def test_plans_refuse_the_same(name: str, value: Any) -> None:
-    more = {"tokens": 0.5} if name == "seed" else {}
+    more = {"keep": 0.5} if name == "seed" else {}
     arguments = {"model": bert(), "texts": texts(N), "tokenizer": tokenizer()} | more | {name: value}
     with pytest.raises(actstore.ActstoreError):
         actstore.plan(**arguments)

@@ -1,4 +1,4 @@
-"""The command line: what goes where, exit statuses, and never a traceback."""
+"""The command line: streams, exit statuses, and no tracebacks."""
 
 import json
 import os
@@ -20,12 +20,14 @@ ACTS = np.arange(6 * 2 * 4, dtype=np.float32).reshape(6, 2, 4)
 
 
 def make(path: Path, **keywords: Any) -> Path:
-    """A store of many small commits, which leave holes."""
+    """Write a store in several small commits, which leave holes."""
     spec = actstore.SiteSpec(2, 4, "float32", labels=[3, 12], chunk_rows=4, shard_rows=8)
     with actstore.create(path, {"resid": spec}, identity={"model": "toy"}, **keywords) as writer:
         for i in range(3):
             rows = {"resid": ACTS[2 * i : 2 * i + 2]}
-            writer.append(rows, [2, 0], [f"é{i}", f"empty{i}"], tokens=[1, 2], columns={"label": ["x", "y"]})
+            writer.append(
+                rows, [2, 0], [f"é{i}", f"empty{i}"], token_columns=[1, 2], columns={"label": ["x", "y"]}
+            )
             writer.commit()
     return path
 
@@ -37,7 +39,7 @@ def store(memory_path: Path) -> Path:
 
 @pytest.fixture
 def damaged(store: Path) -> Path:
-    """One byte of the chunk of layer 12 (the second one) that holds the first rows is another."""
+    """A store with one byte flipped in the first chunk of layer 12, the second layer."""
     actstore.compact(store)
     shard = store / "resid/c/0/0/0"
     raw = bytearray(shard.read_bytes())
@@ -51,7 +53,7 @@ Run = tuple[int, str, str]
 
 
 def process(*args: str | Path, **keywords: Any) -> subprocess.CompletedProcess[str]:
-    """The same as a process of its own."""
+    """Run a command in a separate process."""
     done = subprocess.run(
         [sys.executable, "-m", "actstore", *map(os.fspath, args)],
         **{"capture_output": True, "text": True, "timeout": LIMIT, "check": False, **keywords},
@@ -61,26 +63,26 @@ def process(*args: str | Path, **keywords: Any) -> subprocess.CompletedProcess[s
 
 
 def json_of(result: Run, status: int = 0) -> dict[str, Any]:
-    """The JSON object that stdout is, all of it; stderr has nothing."""
+    """The JSON object on stdout, which must be a single line; stderr must be empty."""
     code, out, err = result
     assert (code, err) == (status, "")
     assert out.count("\n") == 1
-    found = json.loads(out)
-    assert isinstance(found, dict)
-    return found
+    parsed = json.loads(out)
+    assert isinstance(parsed, dict)
+    return parsed
 
 
-# ---- What the commands do ----
+# ---- Results ----
 
 
 def test_info(store: Path, run: Any) -> None:
-    told = json_of(run("info", store, "--json"))
+    output = json_of(run("info", store, "--json"))
     with actstore.open(store) as opened:
-        assert told == opened.info()
-    assert (told["path"], told["n_examples"], told["n_tokens"]) == (str(store), 6, 6)
-    assert told["sites"]["resid"]["shape"] == [6, 2, 4]
-    assert told["sites"]["resid"]["layers"] == [3, 12]
-    assert told["hole_bytes"] > 0
+        assert output == opened.info()
+    assert (output["path"], output["n_examples"], output["n_tokens"]) == (str(store), 6, 6)
+    assert output["sites"]["resid"]["shape"] == [6, 2, 4]
+    assert output["sites"]["resid"]["layers"] == [3, 12]
+    assert output["hole_bytes"] > 0
     status, out, err = run("info", store)
     assert (status, err) == (0, "")
     for word in (
@@ -95,11 +97,11 @@ def test_info(store: Path, run: Any) -> None:
         assert word in out
 
 
-def test_info_says_when_to_compact(memory_path: Path, run: Any) -> None:
+def test_info_suggests_compact(memory_path: Path, run: Any) -> None:
     rng = np.random.default_rng(0)
     path = memory_path / "x.act"
     with actstore.create(path, {"resid": actstore.SiteSpec(1, 256, "float32")}) as writer:
-        for _ in range(8):  # Each leaves a copy of all rows before it.
+        for _ in range(8):  # Each commit rewrites the chunk of all earlier rows.
             writer.append({"resid": rng.normal(size=(8, 1, 256)).astype(np.float32)}, [8])
             writer.commit()
     hint = f"hint: actstore compact {path}\n"
@@ -111,9 +113,9 @@ def test_info_says_when_to_compact(memory_path: Path, run: Any) -> None:
 def test_info_of_parts_and_of_foreign_groups(memory_path: Path, run: Any) -> None:
     for index in range(2):
         make(memory_path / f"parts/{index}", part=(index, 2))
-    told = json_of(run("info", memory_path / "parts", "--json"))
-    assert [part["index"] for part in told["parts"]] == [0, 1]
-    assert told["n_examples"] == 12
+    output = json_of(run("info", memory_path / "parts", "--json"))
+    assert [part["index"] for part in output["parts"]] == [0, 1]
+    assert output["n_examples"] == 12
     assert f"1: {memory_path / 'parts/1'}" in run("info", memory_path / "parts")[1]
     group = pytest.importorskip("zarr").create_group(memory_path / "g.zarr")
     group.create_array("resid", data=ACTS)
@@ -122,10 +124,10 @@ def test_info_of_parts_and_of_foreign_groups(memory_path: Path, run: Any) -> Non
 
 
 def test_verify(store: Path, run: Any) -> None:
-    told = json_of(run("verify", store, "--json"))
-    assert told["ok"] is True
-    assert told["damaged"] == told["leftovers"] == []
-    assert told["chunks"] > 0
+    output = json_of(run("verify", store, "--json"))
+    assert output["ok"] is True
+    assert output["damaged"] == output["leftovers"] == []
+    assert output["chunks"] > 0
     status, out, err = run("verify", store, "--threads", "1")
     assert (status, err) == (0, "")
     assert out.endswith(": ok\n")
@@ -135,18 +137,18 @@ def test_verify_strict_lists_leftovers(store: Path, run: Any) -> None:
     (store / "resid/c/9").mkdir()
     (store / "resid/c/9/left").write_text("")
     assert json_of(run("verify", store, "--json"))["leftovers"] == []
-    told = json_of(run("verify", store, "--strict", "--json"))
-    assert told["ok"] is True
-    assert [Path(path).relative_to(store).parts[:3] for path in told["leftovers"]] == [("resid", "c", "9")]
-    assert f"leftover: {told['leftovers'][0]}" in run("verify", store, "--strict")[1]
+    output = json_of(run("verify", store, "--strict", "--json"))
+    assert output["ok"] is True
+    assert [Path(path).relative_to(store).parts[:3] for path in output["leftovers"]] == [("resid", "c", "9")]
+    assert f"leftover: {output['leftovers'][0]}" in run("verify", store, "--strict")[1]
 
 
 def test_verify_names_the_damaged_chunk(damaged: Path, run: Any) -> None:
-    told = json_of(run("verify", damaged, "--json"), status=1)
-    assert told["ok"] is False
-    (found,) = told["damaged"]
-    message = found.pop("message")
-    assert found == {
+    output = json_of(run("verify", damaged, "--json"), status=1)
+    assert output["ok"] is False
+    (damage,) = output["damaged"]
+    message = damage.pop("message")
+    assert damage == {
         "part": str(damaged),
         "array": "resid",
         "shard": 0,
@@ -162,7 +164,7 @@ def test_verify_names_the_damaged_chunk(damaged: Path, run: Any) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_damaged_metadata(store: Path, run: Any, command: str) -> None:
-    """For `verify` it is a finding like others, for the rest an error."""
+    """`verify` reports the damage as a result; the other commands fail."""
     (store / "resid/zarr.json").write_text("{")
     args = [store, store.with_name("new")] if command in ("export", "import") else [store]
     status, out, err = run(command, *args, "--json")
@@ -179,7 +181,7 @@ def test_damaged_metadata(store: Path, run: Any, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["export", "import"])
-def test_what_cannot_be_read_is_not_written(damaged: Path, run: Any, command: str) -> None:
+def test_damaged_rows_leave_no_output(damaged: Path, run: Any, command: str) -> None:
     status, out, err = run(command, damaged, damaged.with_name("new"), "--json")
     assert (status, out) == (1, "")
     for word in ("error: ", "'resid'", str(damaged), "shard 0", "chunk [0, 1, 0]"):
@@ -204,28 +206,28 @@ def test_compact(store: Path, run: Any) -> None:
 
 
 def test_export_and_import(store: Path, memory_path: Path, run: Any) -> None:
-    told = json_of(run("export", store, memory_path / "e", "--json"))
-    assert told["path"] == str(memory_path / "e")
-    assert told["files"] == sorted(os.listdir(memory_path / "e"))
-    assert told["bytes"] == sum(path.stat().st_size for path in (memory_path / "e").iterdir())
-    told = json_of(run("import", memory_path / "e", memory_path / "again", "--codec", "raw", "--json"))
+    output = json_of(run("export", store, memory_path / "e", "--json"))
+    assert output["path"] == str(memory_path / "e")
+    assert output["files"] == sorted(os.listdir(memory_path / "e"))
+    assert output["bytes"] == sum(path.stat().st_size for path in (memory_path / "e").iterdir())
+    output = json_of(run("import", memory_path / "e", memory_path / "again", "--codec", "raw", "--json"))
     with actstore.open(store) as one, actstore.open(memory_path / "again") as other:
-        assert told == other.info()
-        assert told["sites"]["resid"]["codec"] == "raw"
+        assert output == other.info()
+        assert output["sites"]["resid"]["codec"] == "raw"
         np.testing.assert_array_equal(one["resid"].read(), other["resid"].read())
         assert one.examples["id"].tolist() == other.examples["id"].tolist()
         assert other["resid"].layers == [3, 12]
     assert run("export", memory_path / "again", memory_path / "f") == (
         0,
-        f"{memory_path / 'f'}: 4 files, {actstore_size(memory_path / 'f')}\n",
+        f"{memory_path / 'f'}: 4 files, {folder_size(memory_path / 'f')}\n",
         "",
     )
     status, out, err = run("import", memory_path / "e", memory_path / "more")
     assert (status, out, err) == (0, f"{memory_path / 'more'}: 6 examples, 6 tokens\n", "")
 
 
-def actstore_size(folder: Path) -> str:
-    from actstore.arrays import human_bytes
+def folder_size(folder: Path) -> str:
+    from actstore.base.text import human_bytes
 
     return human_bytes(sum(path.stat().st_size for path in folder.iterdir()))
 
@@ -238,7 +240,7 @@ def test_every_option_of_import(memory_path: Path, run: Any) -> None:
     to = memory_path / "x.act"
     more = ["--site", "mlp", "--labels", "5,0", "--dtype", "bfloat16", "--codec", "raw", "--threads", "1"]
     ids = ["--ids", memory_path / "ids.txt"]
-    told = json_of(
+    output = json_of(
         run(
             "import",
             memory_path / "x.npy",
@@ -250,11 +252,11 @@ def test_every_option_of_import(memory_path: Path, run: Any) -> None:
             "--json",
         )
     )
-    assert told["sites"]["mlp"]["dtype"] == "bfloat16"
+    assert output["sites"]["mlp"]["dtype"] == "bfloat16"
     with actstore.open(to) as store:
         assert store["mlp"].layers == [5, 0]
         assert store.examples["id"].tolist() == ["a", "ß", "c d"]
-        assert store.tokens.offset.tolist() == [0, 2, 2, 6]
+        assert store.tokens.offsets.tolist() == [0, 2, 2, 6]
     source = ("import", memory_path / "x.npy", to, "--offsets", memory_path / "offsets.npy")
     status, out, err = run(*source)
     assert (status, out) == (1, "")
@@ -263,7 +265,7 @@ def test_every_option_of_import(memory_path: Path, run: Any) -> None:
     assert "--overwrite" in err
     assert run(*source, "--overwrite")[0] == 0
     with actstore.open(to) as store:
-        assert store.tokens.offset.tolist() == [0, 6, 6]
+        assert store.tokens.offsets.tolist() == [0, 6, 6]
     assert run("import", to, memory_path / "y.act", "--only", "resid")[0] == 0
     assert run("export", to, memory_path / "e", "--only", "resid", "--threads", "1")[0] == 0
     assert run("export", to, memory_path / "e")[0] == 1
@@ -314,7 +316,7 @@ def test_wrong_usage(run: Any, args: Sequence[str], words: str) -> None:
     assert words in err.splitlines()[-1]
 
 
-# ---- What is not there, or not what it should be ----
+# ---- Missing and invalid inputs ----
 
 
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
@@ -337,7 +339,7 @@ def test_wrong_paths(memory_path: Path, run: Any, command: str, as_json: list[st
     ("args", "words"),
     [
         (["export", "run.act", "no/such/folder"], "no/such"),
-        (["export", "run.act", "run.act", "--overwrite"], "no export"),
+        (["export", "run.act", "run.act", "--overwrite"], "is not an export"),
         (["export", "run.act", "new", "--only", "mlp"], "'mlp'"),
         (["import", "x.npy", "no/such/folder"], "no/such"),
         (["import", "x.npy", "new", "--offsets", "missing.npy"], "missing.npy"),
@@ -345,7 +347,7 @@ def test_wrong_paths(memory_path: Path, run: Any, command: str, as_json: list[st
         (["import", "x.npy", "new", "--lengths", "."], "."),
         (["import", "x.npy", "new", "--lengths", "x.npy"], "lengths"),
         (["import", "x.npy", "new", "--ids", "missing.txt"], "missing.txt"),
-        (["import", "x.npy", "new", "--ids", "latin.txt"], "utf-8"),
+        (["import", "x.npy", "new", "--ids", "latin.txt"], "UTF-8"),
         (["import", "x.npy", "new", "--ids", "."], "."),
         (["import", "x.npy", "new", "--ids", "ids.txt"], "ids"),
         (["import", "x.npy", "new", "--labels", "1"], "labels"),
@@ -372,7 +374,7 @@ def test_wrong_input(
     assert {name: Path(name).read_bytes() for name in files_on_disk(store.parent)} == before
 
 
-# ---- As a process ----
+# ---- In a separate process ----
 
 
 def test_results_on_stdout_alone(store: Path, damaged: Path) -> None:
@@ -390,7 +392,7 @@ def test_results_on_stdout_alone(store: Path, damaged: Path) -> None:
 
 
 def test_progress_on_a_terminal(store: Path) -> None:
-    """It goes to stderr, and is gone in the end."""
+    """Progress goes to stderr and is erased at the end."""
     pty = pytest.importorskip("pty")
     leader, follower = pty.openpty()
     try:
@@ -402,7 +404,7 @@ def test_progress_on_a_terminal(store: Path) -> None:
         try:
             while block := os.read(leader, 4096):
                 shown += block
-        except OSError:  # Linux's way to say that the other end is closed.
+        except OSError:  # Linux raises EIO when the other end is closed.
             pass
     finally:
         os.close(leader)
@@ -413,7 +415,7 @@ def test_progress_on_a_terminal(store: Path) -> None:
 
 
 @pytest.mark.parametrize("args", [["info"], ["info", "--json"], ["verify"]])
-def test_a_reader_that_goes_away(store: Path, args: list[str]) -> None:
+def test_broken_pipe(store: Path, args: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
     try:
@@ -424,13 +426,13 @@ def test_a_reader_that_goes_away(store: Path, args: list[str]) -> None:
 
 
 def closed(redirection: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
-    """A command with one of its streams closed by the shell."""
+    """Run a command with one of its streams closed by the shell."""
     script = f'exec "$@" {redirection}'
     whole = ["sh", "-c", script, "sh", sys.executable, "-m", "actstore", *map(os.fspath, args)]
     return subprocess.run(whole, capture_output=True, text=True, timeout=LIMIT, check=False)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the shell is another")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_closed_stdout(store: Path) -> None:
     done = closed(">&-", "verify", store)
     assert (done.returncode, done.stderr) == (0, "")
@@ -439,17 +441,17 @@ def test_closed_stdout(store: Path) -> None:
     assert done.stderr.startswith("error: ")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="the shell is another")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
 def test_closed_stderr(store: Path) -> None:
-    """There is nowhere to say what is wrong, and stdout is not the place."""
+    """Errors must not be written to stdout instead."""
     for args in (["info"], ["verify"], ["compact"]):
         assert closed("2>&-", *args, store).returncode == 0, args
     done = closed("2>&-", "info", store.with_name("missing"))
     assert (done.returncode, done.stdout) == (1, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_behind_stdout(store: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_stdout_on_a_full_disk(store: Path) -> None:
     with open("/dev/full", "w") as full:
         done = process("info", store, capture_output=False, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 1
@@ -457,12 +459,12 @@ def test_a_full_disk_behind_stdout(store: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere paths are unicode")
-def test_a_path_that_is_not_utf_8(store: Path) -> None:
-    odd = os.fsencode(store.parent) + b"/odd\xff.act"
-    shutil.copytree(store, os.fsdecode(odd))
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have Unicode paths")
+def test_a_path_that_is_not_utf8(store: Path) -> None:
+    path = os.fsencode(store.parent) + b"/invalid\xff.act"
+    shutil.copytree(store, os.fsdecode(path))
     for args in (["info"], ["verify"], ["compact"], ["info", "--json"]):
-        done = process(*args, os.fsdecode(odd), text=False)
+        done = process(*args, os.fsdecode(path), text=False)
         assert b"Traceback" not in done.stderr
         assert done.returncode in (0, 1)
         assert done.returncode == 0 or done.stderr.startswith(b"error: ")

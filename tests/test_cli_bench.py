@@ -1,4 +1,4 @@
-"""``actstore bench``: the table adds up, and nothing stays behind."""
+"""``actstore bench``: the numbers are consistent and no files remain."""
 
 import json
 import tempfile
@@ -7,15 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from actstore.cli import bench, main
-from actstore.machine import Limits, machine_limits
+from actstore.base.machine import Limits, machine_limits
+from actstore.cli import main
+from actstore.cli.commands import bench
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, memory_path: Path) -> Path:
-    """A bench of few rows, in a folder of its own."""
+    """A benchmark of a few rows, in its own temporary folder."""
     monkeypatch.setattr(bench, "_QUICK_ROWS", bench._EXAMPLE)
-    monkeypatch.setattr(bench, "_LEAST_ROWS", bench._EXAMPLE)
+    monkeypatch.setattr(bench, "_MIN_ROWS", bench._EXAMPLE)
     monkeypatch.setattr(bench, "_QUERIES", (1, 16))
     monkeypatch.setattr(bench, "_RUNS", 1)
     monkeypatch.setattr(bench, "machine_limits", lambda threads: Limits(1e10, 1e11))
@@ -27,17 +28,17 @@ def test_json(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--quick", "--json", "--threads", "1"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    told: dict[str, Any] = json.loads(out)
-    assert told["machine"]["read_bytes_per_second"] == 1e10
-    assert (told["rows"], told["dim"], told["threads"]) == (128, 768, 1)
-    what = [result["what"] for result in told["results"]]
-    both = ["scan: Summary", "pool: mean", "search: 1 query", "search: 16 queries"]
-    assert what == [*both, "read", *both]
-    for result in told["results"]:
-        least = max(result["bytes"] / 1e10, result["flops"] / 1e11)
-        assert result["share"] == pytest.approx(least / result["seconds"])
+    report: dict[str, Any] = json.loads(out)
+    assert report["machine"]["read_bytes_per_second"] == 1e10
+    assert (report["rows"], report["dim"], report["threads"]) == (128, 768, 1)
+    what = [result["what"] for result in report["results"]]
+    shared = ["scan: Summary", "pool: mean", "search: 1 query", "search: 16 queries"]
+    assert what == [*shared, "read", *shared]
+    for result in report["results"]:
+        minimum = max(result["bytes"] / 1e10, result["flops"] / 1e11)
+        assert result["share"] == pytest.approx(minimum / result["seconds"])
         assert result["limit"] == ("peak" if result["flops"] / 1e11 > result["bytes"] / 1e10 else "bandwidth")
-    assert {result["limit"] for result in told["results"]} == {"bandwidth", "peak"}
+    assert {result["limit"] for result in report["results"]} == {"bandwidth", "peak"}
     assert list(small.iterdir()) == []
 
 
@@ -53,7 +54,7 @@ def test_the_table(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert out.count(word) == (2 if word.startswith("search") else 1)
 
 
-def test_a_disk_without_room(
+def test_a_disk_that_is_too_small(
     small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
@@ -65,13 +66,13 @@ def test_a_disk_without_room(
     assert list(small.iterdir()) == []
 
 
-def test_as_many_rows_as_there_is_room_and_time_for(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "_LEAST_ROWS", 1)
-    all_rows = bench._fitting(1 << 12, str(small), Limits(1e10, 1e15))
+def test_rows_are_limited_by_disk_and_time(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_MIN_ROWS", 1)
+    all_rows = bench._affordable_rows(1 << 12, str(small), Limits(1e10, 1e15))
     assert all_rows == 1 << 12
-    assert bench._fitting(1 << 12, str(small), Limits(1e10, 1e6)) < all_rows
+    assert bench._affordable_rows(1 << 12, str(small), Limits(1e10, 1e6)) < all_rows
     monkeypatch.setattr(bench.shutil, "disk_usage", lambda path: SimpleNamespace(free=8 * 768 * 300))
-    assert bench._fitting(1 << 12, str(small), Limits(1e10, 1e15)) == 256
+    assert bench._affordable_rows(1 << 12, str(small), Limits(1e10, 1e15)) == 256
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""``actstore inspect``: its numbers, its pictures and its examples."""
+"""``actstore inspect``: numbers, charts and examples."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
-from actstore.cli.picture import percent, power, short, shown
+from actstore.cli.render.formatting import one_line, percent, power_of_two, short_number
 
 RNG = np.random.default_rng(0)
 N, LABELS, DIM = 60, [0, 6, 12], 16
@@ -36,7 +36,7 @@ def make(path: Path, **columns: Any) -> Path:
             {"resid": ACTS},
             [10, 20, 30],
             ids=["a", "b", "2"],
-            tokens={"id": np.arange(N)},
+            token_columns={"id": np.arange(N)},
             columns=columns or None,
         )
     return path
@@ -47,12 +47,12 @@ def store(memory_path: Path) -> Path:
     return make(memory_path / "run.act", text=TEXTS)
 
 
-def test_the_numbers(store: Path, run: Any) -> None:
+def test_numbers(store: Path, run: Any) -> None:
     status, out, err = run("inspect", store, "--json")
     assert (status, err) == (0, "")
-    told = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert (told["path"], told["n_examples"], told["n_tokens"]) == (str(store), 3, N)
-    (site,) = told["sites"]
+    report = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (report["path"], report["n_examples"], report["n_tokens"]) == (str(store), 3, N)
+    (site,) = report["sites"]
     assert (site["name"], site["shape"], site["axis"], site["recipe"]) == (
         "resid",
         [N, 3, DIM],
@@ -73,7 +73,7 @@ def test_the_numbers(store: Path, run: Any) -> None:
         assert layer["max"] == pytest.approx(float(np.nanmax(values)))
         assert layer["min"] == ("-Infinity" if i == 1 else pytest.approx(float(values.min())))
         largest = layer["largest"]
-        assert [found["dim"] for found in largest] == np.argsort(-square, kind="stable")[:6].tolist()
+        assert [entry["dim"] for entry in largest] == np.argsort(-square, kind="stable")[:6].tolist()
         assert largest[0]["dim"] == 5
         assert largest[0]["times_median"] == pytest.approx(np.sqrt(square[5]) / np.median(np.sqrt(square)))
         assert sum(layer["histogram"]["negative"]) == (finite < 0).sum()
@@ -89,7 +89,7 @@ def test_the_numbers(store: Path, run: Any) -> None:
 
 @pytest.mark.parametrize("columns", [40, 80, 200])
 @pytest.mark.parametrize("more", [[], ["--histogram"], ["--example", "b"]])
-def test_the_picture_fits(store: Path, run: Any, columns: int, more: list[str]) -> None:
+def test_lines_fit_the_terminal(store: Path, run: Any, columns: int, more: list[str]) -> None:
     status, out, err = run("inspect", store, *more, columns=columns)
     assert (status, err) == (0, "")
     if columns >= 80:
@@ -98,7 +98,7 @@ def test_the_picture_fits(store: Path, run: Any, columns: int, more: list[str]) 
     assert all(line == line.rstrip() for line in out.splitlines())
 
 
-def test_what_stands_out(store: Path, run: Any) -> None:
+def test_outliers_are_marked(store: Path, run: Any) -> None:
     out = run("inspect", store)[1]
     assert "  !! layer 6: 3 NaN and 1 infinite of 960 values\n" in out
     lines = out.splitlines()
@@ -113,7 +113,7 @@ def test_what_stands_out(store: Path, run: Any) -> None:
     assert "█" in out
 
 
-def test_histogram_in_full(store: Path, run: Any) -> None:
+def test_full_histogram(store: Path, run: Any) -> None:
     out = run("inspect", store, "--histogram", "--layers", "12")[1]
     assert "layer 12: values by magnitude" in out
     shares = [float(x) for x in re.findall(r" ([0-9.]+)%", out.split("by magnitude")[1].split("examples")[0])]
@@ -157,16 +157,16 @@ def test_text_of_examples(store: Path, run: Any) -> None:
 
 
 def test_one_example(store: Path, run: Any) -> None:
-    """By id before position; the norms of its rows, and all of its text."""
+    """Ids take precedence over positions; the whole text and the norms of the rows are shown."""
     out = run("inspect", store, "--example", "2", "--example", "1")[1]
     assert "  2, 30 rows" in out
     assert "  1 b, 20 rows" in out
     assert out.count("word") == 200
     assert "norms of the rows of resid" in out
-    told = json.loads(run("inspect", store, "--example", "a", "--json")[1])["examples"]
-    assert [example["id"] for example in told] == ["a"]
-    assert told[0]["tokens"] == list(range(10))
-    norms = told[0]["norms"]["resid"]
+    report = json.loads(run("inspect", store, "--example", "a", "--json")[1])["examples"]
+    assert [example["id"] for example in report] == ["a"]
+    assert report[0]["tokens"] == list(range(10))
+    norms = report[0]["norms"]["resid"]
     assert norms.keys() == {"0", "6", "12"}
     np.testing.assert_allclose(norms["0"], np.linalg.norm(ACTS[:10, 0].astype(np.float64), axis=1))
     assert norms["6"][7] is norms["6"][9] is None
@@ -174,19 +174,21 @@ def test_one_example(store: Path, run: Any) -> None:
     assert "!" not in line
 
 
-def test_token_ids_where_there_is_no_text(memory_path: Path, run: Any) -> None:
+def test_token_ids_replace_a_missing_text(memory_path: Path, run: Any) -> None:
     out = run("inspect", make(memory_path / "x.act"))[1]
     assert "token ids 0 1 2 3" in out
 
 
-def test_decoded_by_a_tokenizer_at_hand(memory_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is downloaded; a tokenizer that fails is no failure."""
-    asked = []
+def test_a_local_tokenizer_decodes_the_tokens(
+    memory_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is downloaded, and a tokenizer that fails is ignored."""
+    requests = []
 
     class AutoTokenizer:
         @staticmethod
         def from_pretrained(name: str, **options: Any) -> Any:
-            asked.append((name, options))
+            requests.append((name, options))
             return types.SimpleNamespace(decode=lambda ids: " ".join(f"<{i}>" for i in ids))
 
     fake = types.ModuleType("transformers")
@@ -194,12 +196,12 @@ def test_decoded_by_a_tokenizer_at_hand(memory_path: Path, run: Any, monkeypatch
     monkeypatch.setitem(__import__("sys").modules, "transformers", fake)
     path = make(memory_path / "x.act")
     assert "<0> <1> <2>" in run("inspect", path)[1]
-    assert asked == [("toy", {"local_files_only": True})]
+    assert requests == [("toy", {"local_files_only": True})]
     del fake.AutoTokenizer
     assert "token ids 0 1 2" in run("inspect", path)[1]
 
 
-def test_several_sites_pooled_ones_and_unfinished(memory_path: Path, run: Any) -> None:
+def test_pooled_and_incomplete_sites(memory_path: Path, run: Any) -> None:
     path = memory_path / "x.act"
     sites = {
         "resid": actstore.SiteSpec(1, 4, "bfloat16"),
@@ -214,7 +216,7 @@ def test_several_sites_pooled_ones_and_unfinished(memory_path: Path, run: Any) -
     with actstore.append(path) as writer:
         writer.append(acts, [1, 2], cast=True)
     out = run("inspect", path)[1]
-    assert f"  docs covers 2 of them: actstore pool {path} --update\n" in out
+    assert f"  docs covers only 2 examples: run actstore pool {path} --update\n" in out
     assert "\nresid  bfloat16" in out
     assert "\nvec  float32, 4 rows of dim 2 on axis examples\n" in out
     assert "resid" not in run("inspect", path, "--site", "vec")[1]
@@ -236,7 +238,7 @@ def test_an_empty_store_and_a_foreign_group(memory_path: Path, run: Any) -> None
     assert "60 rows" in out
 
 
-def test_zeros_alone(memory_path: Path, run: Any) -> None:
+def test_only_zeros(memory_path: Path, run: Any) -> None:
     path = memory_path / "x.act"
     with actstore.create(path, {"resid": actstore.SiteSpec(1, 4, "float32")}) as writer:
         writer.append({"resid": np.zeros((3, 1, 4), np.float32)}, [3])
@@ -246,10 +248,17 @@ def test_zeros_alone(memory_path: Path, run: Any) -> None:
         assert "100.0%" in out
 
 
-def test_numbers_in_few_characters() -> None:
+def test_formatting() -> None:
     shorts = {0.0: "0", 1.0: "1", -0.12345: "-0.123", 12345.6: "12346", 1e-9: "1.0e-9", -3e38: "-3.0e38"}
-    assert {value: short(value) for value in shorts} == shorts
-    assert [short(x) for x in (None, "Infinity", "-Infinity")] == ["-", "inf", "-inf"]
+    assert {value: short_number(value) for value in shorts} == shorts
+    assert [short_number(x) for x in (None, "Infinity", "-Infinity")] == ["-", "inf", "-inf"]
     assert [percent(x) for x in (0.0, 1e-9, 0.123, 1.0)] == ["0.0%", "<0.1%", "12.3%", "100.0%"]
-    assert [power(e) for e in (-20, -4, 0, 3, 16, 17)] == ["2^-20", "0.0625", "1", "8", "65536", "2^17"]
-    assert shown("a\n\tb\x1b]0;x\x07 \u202ec") == "a b ]0;x c"
+    assert [power_of_two(e) for e in (-20, -4, 0, 3, 16, 17)] == [
+        "2^-20",
+        "0.0625",
+        "1",
+        "8",
+        "65536",
+        "2^17",
+    ]
+    assert one_line("a\n\tb\x1b]0;x\x07 \u202ec") == "a b ]0;x c"

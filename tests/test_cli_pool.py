@@ -1,4 +1,4 @@
-"""``actstore pool``, and what ``actstore info`` says of derived sites."""
+"""``actstore pool``, and how ``actstore info`` describes derived sites."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ACTS = np.arange(6 * 2 * 4, dtype=np.float32).reshape(6, 2, 4)
 def make(path: Path, **keywords: Any) -> Path:
     spec = actstore.SiteSpec(2, 4, "float32", labels=[3, 12])
     with actstore.create(path, {"resid": spec}, **keywords) as writer:
-        writer.append({"resid": ACTS}, [2, 1, 3], tokens={"special": [1, 0, 0, 1, 0, 0]})
+        writer.append({"resid": ACTS}, [2, 1, 3], token_columns={"special": [1, 0, 0, 1, 0, 0]})
     return path
 
 
@@ -26,7 +26,7 @@ def more(path: Path, *lengths: int) -> None:
     with actstore.append(path) as writer:
         acts = {"resid": ACTS[: sum(lengths)]}
         special = np.arange(sum(lengths)) == 0
-        writer.append(acts, lengths, tokens={"special": special.astype(int)})
+        writer.append(acts, lengths, token_columns={"special": special.astype(int)})
 
 
 @pytest.fixture
@@ -35,19 +35,19 @@ def store(memory_path: Path) -> Path:
 
 
 def test_pool_and_update(store: Path, run: Any) -> None:
-    told = f"{store}: docs [3, 2, 4], mean of resid, layers 3, 12\n"
-    assert run("pool", store, "resid", "--out", "docs") == (0, told, "")
-    assert run("pool", store, "resid", "--out", "docs", "--kind", "mean") == (0, told, "")
+    line = f"{store}: docs [3, 2, 4], mean of resid, layers 3, 12\n"
+    assert run("pool", store, "resid", "--out", "docs") == (0, line, "")
+    assert run("pool", store, "resid", "--out", "docs", "--kind", "mean") == (0, line, "")
     expected = np.stack([ACTS[:2].mean(0), ACTS[2], ACTS[3:].mean(0)])
     np.testing.assert_allclose(actstore.open(store)["docs"].read(), expected)
     assert run("pool", store, "--update") == (0, f"{store}: nothing to do\n", "")
     more(store, 4)
     status, out, err = run("info", store)
     assert (status, err) == (0, "")
-    assert "covers 3 of 4 examples" in out
+    assert "covers only 3 of 4 rows" in out
     assert f"hint: actstore pool {store} --update" in out
     status, out, err = run("pool", store, "--update", "--out", "docs", "--threads", "1")
-    assert (status, out, err) == (0, told.replace("[3,", "[4,"), "")
+    assert (status, out, err) == (0, line.replace("[3,", "[4,"), "")
     assert actstore.open(store)["docs"].shape == (4, 2, 4)
     assert "covers" not in run("info", store)[1]
 
@@ -64,18 +64,19 @@ def test_every_option(store: Path, run: Any) -> None:
         "kind": "last",
         "mix": [0.5, -2.0],
         "special": False,
+        "skip_first": 0,
         "on_empty": "zero",
     }
-    told = {"name": "docs", "shape": [3, 1, 4], "layers": [0], "recipe": recipe}
-    assert json.loads(out) == {"path": str(store), "sites": [told]}
+    site = {"name": "docs", "shape": [3, 1, 4], "layers": [0], "recipe": recipe}
+    assert json.loads(out) == {"path": str(store), "sites": [site]}
     last = ACTS[[1, 2, 5]]
     np.testing.assert_allclose(actstore.open(store)["docs"][:, 0], 0.5 * last[:, 1] - 2 * last[:, 0])
     more(store, 2, 0)
     status, out, err = run("pool", store, "--update", "--json")
     assert (status, err) == (0, "")
-    assert json.loads(out)["sites"] == [told | {"shape": [5, 1, 4]}]
+    assert json.loads(out)["sites"] == [site | {"shape": [5, 1, 4]}]
     assert json.loads(run("info", store, "--json")[1])["derived"]["docs"]["recipe"] == recipe
-    # What `mix` can be besides weights, and layers by a slice.
+    # A named mix, and a slice of layers.
     run("pool", store, "resid", "--mix", "concat", "--layers", "0:12", "--on-empty", "zero", "--out", "one")
     assert actstore.open(store)["one"].layers == [3]
 
@@ -125,7 +126,7 @@ def test_wrong_usage(
         (["run.act", "resid", "--out", "a/b"], "'a/b'"),
         (["run.act", "resid", "--out", "docs", "--layers", "4"], "no layer 4"),
         (["run.act", "resid", "--out", "docs", "--mix", "1,2,3"], "mix"),
-        (["run.act", "--update", "--out", "docs"], "no derived site 'docs'"),
+        (["run.act", "--update", "--out", "docs"], "no artifact 'docs'"),
         (["foreign.zarr", "resid", "--out", "docs"], "without commits"),
     ],
 )
@@ -165,7 +166,7 @@ def test_progress_on_a_terminal(store: Path) -> None:
         try:
             while block := os.read(leader, 4096):
                 shown += block
-        except OSError:  # Linux's way to say that the other end is closed.
+        except OSError:  # Linux raises EIO when the other end is closed.
             pass
     finally:
         os.close(leader)

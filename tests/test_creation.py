@@ -150,7 +150,7 @@ def test_a_store_without_its_root_is_damage_with_a_way_out(rootless: Path, run: 
     status, out, _ = run("verify", rootless)
     assert (status, "verify --repair" in out) == (1, True)
     status, out, _ = run("verify", "--repair", rootless)
-    assert (status, out.splitlines()[0]) == (0, "written anew: zarr.json")
+    assert (status, out.splitlines()[0]) == (0, "restored: zarr.json")
     lost = json.loads((rootless.parent / "root.json").read_text())
     assert json.loads((rootless / "zarr.json").read_text()) == lost
     assert ONE.check(actstore.open(rootless)) == 5
@@ -361,7 +361,7 @@ def test_an_export_replaces_an_export_and_nothing_else(memory_path: Path) -> Non
     path = ONE.build(memory_path / "x.act", 3)
     out = memory_path / "out"
     put(out, "actstore.json", "{}")
-    with pytest.raises(StorageError, match="no export"):
+    with pytest.raises(StorageError, match="is not an export"):
         actstore.export(path, out, overwrite=True)
     shutil.rmtree(out)
     actstore.export(path, out)

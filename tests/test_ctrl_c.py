@@ -74,7 +74,7 @@ from test_ctrl_c import FEW, MANY
 
 def out(site):
     rows = np.arange(0, len(site), 256)
-    return site.select(tokens=rows).read(out=np.empty((len(rows), 8, 512), "f4"))
+    return site.select(rows=rows).read(out=np.empty((len(rows), 8, 512), "f4"))
 
 work = {
     "read": lambda store, site: site[::256, 0],
@@ -83,7 +83,7 @@ work = {
     "verify": lambda store, site: store.verify(),
     "moments": lambda store, site: site.moments(),
     "cross": lambda store, site: site.select(layers=0).cross_moments(site.select(layers=1)),
-    "maxsim": lambda store, site: site.maxsim([np.ones((2, 512), "f4")], k=1),
+    "maxsim": lambda store, site: site.maxsim([np.ones((2, 512), "f4")], k=1, combine="sum"),
     "neighbors": lambda store, site: site.select(layers=0).neighbors(1),
 }[sys.argv[3]]
 few, many = [actstore.open(path) for path in sys.argv[1:3]]
@@ -118,7 +118,7 @@ def test_ctrl_c_stops(few: Path, many: Path, what: str) -> None:
 
 def test_ctrl_c_from_a_thread(few: Path, many: Path) -> None:
     def read(path: Path) -> None:
-        actstore.open(path)["x"].select(layers=0, tokens=slice(None, None, 256)).read(threads=2)
+        actstore.open(path)["x"].select(layers=0, rows=slice(None, None, 256)).read(threads=2)
 
     start = time.process_time()
     read(few)

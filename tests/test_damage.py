@@ -33,7 +33,7 @@ def read_everything(path: Path) -> Content:
             out[f"values {name}"] = store[name].read().tobytes()
             out[f"rows {name}"] = store[name][[-1, 0]].tobytes()
         for axis, columns in [*store.axes.items(), ("examples", store.examples)]:
-            out[f"offset {axis}"] = columns.offset.tolist()
+            out[f"offset {axis}"] = columns.offsets.tolist()
             for column in columns:
                 array = columns[column]
                 out[f"column {axis}/{column}"] = (array.dtype.name, array.tolist())

@@ -8,9 +8,9 @@ from typing import Any
 import actstore
 import numpy as np
 import pytest
-from actstore.derived import Compute, write_pooled
+from actstore.artifacts.pooled import Compute, write_pooled
 from actstore.site import Site
-from actstore.update import update
+from actstore.updating import update
 from builders import (
     Corpus,
     assert_same,
@@ -79,16 +79,17 @@ def test_the_recipe_is_in_the_attributes(memory_path: Path) -> None:
         **RECIPE,
         "mix": weights,
     }
-    assert attributes(path, "mixed") == {"actstore": {"derived": recipe, "labels": [0]}}
+    assert attributes(path, "mixed") == {"actstore": {"derived": recipe, "axis": "examples", "labels": [0]}}
     store = actstore.open(path)
-    assert store._snapshot.recipe("mixed") == recipe
-    assert store._snapshot.recipe("resid") is None
-    assert store._snapshot.derived_info()["mixed"] == {
+    assert store.snapshot.recipe("mixed") == recipe
+    assert store.snapshot.recipe("resid") is None
+    assert store.snapshot.derived_info()["mixed"] == {
         "recipe": recipe,
+        "axis": "examples",
         "layers": [0],
         "dim": 8,
         "covers": 3,
-        "n_examples": 3,
+        "n_rows": 3,
         "complete": True,
     }
     assert store["mixed"].layers == [0]
@@ -121,9 +122,9 @@ def test_raw_stores_have_raw_derived_sites(memory_path: Path) -> None:
 def test_many_runs_and_commits(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However it is cut, the rows are the same."""
     path = build(memory_path / "x.act", 40)
-    monkeypatch.setattr("actstore.derived._RUN_BYTES", 1)
-    monkeypatch.setattr("actstore.derived._RUN_CHUNKS", 0)
-    monkeypatch.setattr("actstore.derived._COMMIT_SECONDS", 0)
+    monkeypatch.setattr("actstore.artifacts.pooled._RUN_BYTES", 1)
+    monkeypatch.setattr("actstore.artifacts.pooled._RUN_CHUNKS", 0)
+    monkeypatch.setattr("actstore.artifacts.protocol._COMMIT_SECONDS", 0)
     before = len(records(path))
     seen: list[tuple[int, int]] = []
     made = pool(actstore.open(path)["resid"], progress=lambda done, total: seen.append((done, total)))
@@ -167,7 +168,7 @@ def test_stale_and_up_to_date_again(memory_path: Path) -> None:
     with pytest.raises(actstore.NotFoundError, match=r"'resid_mean' of .* covers 5 of 8") as caught:
         store["resid_mean"]
     assert "--update" in (caught.value.hint or "")
-    assert store._snapshot.derived_info()["resid_mean"]["complete"] is False
+    assert store.snapshot.derived_info()["resid_mean"]["complete"] is False
     assert repr(store)
     assert store.info()["sites"].keys() == CORPUS.sites.keys()
     assert store.verify(strict=True).ok
@@ -216,14 +217,14 @@ def test_another_recipe_is_refused(memory_path: Path) -> None:
     site = actstore.open(path)["resid"]
     pool(site)
     for recipe, words in [
-        ({"kind": "max"}, "kind = 'mean', asked for is 'max'"),
-        ({"special": False}, "special = True, asked for is False"),
+        ({"kind": "max"}, "kind = 'mean', now 'max' is asked for"),
+        ({"special": False}, "special = True, now False is asked for"),
     ]:
         with pytest.raises(actstore.InvalidInputError, match=words):
             pool(site, recipe=recipe, make=forbidden)
-    with pytest.raises(actstore.InvalidInputError, match=r"layers = \[0, 6, 12\], asked for is \[6\]"):
+    with pytest.raises(actstore.InvalidInputError, match=r"layers = \[0, 6, 12\], now \[6\] is asked for"):
         pool(site.select(layers=6), make=forbidden)
-    with pytest.raises(actstore.InvalidInputError, match="source = 'resid', asked for is 'mlp_out'"):
+    with pytest.raises(actstore.InvalidInputError, match="source = 'resid', now 'mlp_out' is asked for"):
         pool(actstore.open(path)["mlp_out"], make=forbidden)
 
 
@@ -232,20 +233,20 @@ def test_another_recipe_is_refused(memory_path: Path) -> None:
     [
         {"examples": slice(0, 3)},
         {"examples": [4, 3, 2, 1, 0]},
-        {"tokens": slice(1, None)},
-        {"tokens": [0]},
+        {"rows": slice(1, None)},
+        {"rows": [0]},
     ],
 )
 def test_only_whole_sites(memory_path: Path, select: dict[str, Any]) -> None:
     path = build(memory_path / "x.act", 5)
-    with pytest.raises(actstore.InvalidInputError, match="needs all of it"):
+    with pytest.raises(actstore.InvalidInputError, match="needs the whole site"):
         pool(actstore.open(path)["resid"].select(**select), make=forbidden)
 
 
 def test_all_of_it_by_other_words_is_whole(memory_path: Path) -> None:
     path = build(memory_path / "x.act", 5)
     site = actstore.open(path)["resid"]
-    assert pool(site.select(examples=slice(None), tokens=slice(None))).shape == (5, 3, 8)
+    assert pool(site.select(examples=slice(None), rows=slice(None))).shape == (5, 3, 8)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_names(memory_path: Path, name: Any) -> None:
 
 def test_layers_twice(memory_path: Path) -> None:
     path = build(memory_path / "x.act", 2)
-    with pytest.raises(actstore.InvalidInputError, match="twice"):
+    with pytest.raises(actstore.InvalidInputError, match="distinct layers"):
         pool(actstore.open(path)["resid"].select(layers=[6, 6]), make=forbidden)
 
 
@@ -267,7 +268,7 @@ def test_what_somebody_put_there_stays(memory_path: Path) -> None:
     path = build(memory_path / "x.act", 2)
     (path / "resid_mean").mkdir()
     (path / "resid_mean/zarr.json").write_text('{"zarr_format":3,"node_type":"group"}')
-    with pytest.raises(actstore.StorageError, match="not the store's") as caught:
+    with pytest.raises(actstore.StorageError, match="does not belong to the store") as caught:
         pool(actstore.open(path)["resid"])
     assert caught.value.kind == "exists"
     assert (path / "resid_mean/zarr.json").exists()
@@ -300,7 +301,7 @@ def test_what_was_computed_before_an_error_is_kept(
     memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = build(memory_path / "x.act", 30)
-    monkeypatch.setattr("actstore.derived._OUT_BYTES", 7 * 3 * 8 * 4)
+    monkeypatch.setattr("actstore.artifacts.pooled._OUT_BYTES", 7 * 3 * 8 * 4)
 
     def interrupted(source: Site) -> Compute:
         compute = plan(source)
@@ -377,7 +378,7 @@ def test_derived_of_derived(memory_path: Path) -> None:
 def test_pool_writes_what_it_gives(
     memory_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("actstore.derived._OUT_BYTES", 3 * 3 * 8 * 4)
+    monkeypatch.setattr("actstore.artifacts.pooled._OUT_BYTES", 3 * 3 * 8 * 4)
     path = build(memory_path / "x.act", 9)
     how = {"on_empty": "zero", **how}
     kind = how.pop("kind")
@@ -406,7 +407,7 @@ def test_update_names(memory_path: Path) -> None:
     for kind in ("mean", "max"):
         site.pool(kind, on_empty="zero", out=kind)
     more(path, 2)
-    with pytest.raises(actstore.NotFoundError, match="no derived site 'resid', it has: max, mean"):
+    with pytest.raises(actstore.NotFoundError, match=r"no artifact 'resid' .*derived sites: max, mean"):
         update(path, ["resid"])
     assert update(path, ["max"]) == ["max"]
     assert actstore.open(path).sites == [*CORPUS.sites, "max"]
@@ -483,10 +484,10 @@ def examine(corpus: Corpus, path: Path) -> int | None:
     with actstore.open(path) as store:
         assert corpus.check(store) == 13
         assert store.verify(strict=True).damaged == []
-        told = store._snapshot.derived_info().get("resid_mean")
+        told = store.snapshot.derived_info().get("resid_mean")
     covers = None if told is None else told["covers"]
     if covers is not None:
-        reader = store._snapshot.parts[0].reader.refresh()
+        reader = store.snapshot.parts[0].reader.refresh()
         rows = np.empty((covers, 2, 8), np.float32)
         reader.array("resid_mean").read((0, covers), None, rows)
         assert_same(rows, truth(corpus, covers))

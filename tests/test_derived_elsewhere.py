@@ -71,7 +71,7 @@ def test_parts_that_differ(memory_path: Path) -> None:
     assert "resid_mean" not in store
     with pytest.raises(actstore.InvalidInputError, match=r"parts differ in .* 'resid_mean': kind is"):
         store["resid_mean"]
-    with pytest.raises(actstore.InvalidInputError, match="kind = 'last', asked for is 'mean'"):
+    with pytest.raises(actstore.InvalidInputError, match="kind = 'last', now 'mean' is asked for"):
         pool(store["resid"])
     assert store["resid"].shape[1:] == (3, 8)
 
@@ -116,7 +116,7 @@ def change(path: Path, **changes: Any) -> None:
     node = json.loads((path / "resid_mean/zarr.json").read_text())
     own = node["attributes"]["actstore"]
     for key, value in changes.items():
-        (own if key in ("labels", "derived") else own["derived"])[key] = value
+        (own if key in ("labels", "derived", "axis") else own["derived"])[key] = value
     put(path / "resid_mean/zarr.json", json.dumps(node))
 
 
@@ -126,6 +126,8 @@ def change(path: Path, **changes: Any) -> None:
         {"labels": [0, 0, 1]},
         {"labels": [0, 1, 2]},
         {"labels": "abc"},
+        {"axis": None},
+        {"axis": "nowhere"},
         {"derived": []},
         {"derived": None},
         {"version": "1"},
@@ -167,7 +169,7 @@ def test_more_rows_than_examples(memory_path: Path) -> None:
     node = json.loads((group / "resid_mean/zarr.json").read_text())
     node["shape"][0] = 6
     put(group / "resid_mean/zarr.json", json.dumps(node))
-    with pytest.raises(actstore.FormatError, match="is of 6 examples, there are 5"):
+    with pytest.raises(actstore.FormatError, match="has 6 rows, axis 'examples' has 5"):
         actstore.open(group)
 
 
@@ -179,7 +181,7 @@ def test_export_and_import(memory_path: Path) -> None:
     path = build(memory_path / "x.act", 5)
     pool(actstore.open(path)["resid"])
     expected = truth(CORPUS, 5)
-    recipe = actstore.open(path)._snapshot.recipe("resid_mean")
+    recipe = actstore.open(path).snapshot.recipe("resid_mean")
     actstore.export(path, memory_path / "e")
     actstore.import_(memory_path / "e", memory_path / "from_export.act", codec="raw")
     actstore.import_(path, memory_path / "from_store.act")
@@ -187,7 +189,7 @@ def test_export_and_import(memory_path: Path) -> None:
         copy = memory_path / f"{name}.act"
         store = actstore.open(copy)
         assert store.sites == [*CORPUS.sites, "resid_mean"]
-        assert store._snapshot.recipe("resid_mean") == recipe
+        assert store.snapshot.recipe("resid_mean") == recipe
         assert_same(store["resid_mean"].read(), expected)
         assert CORPUS.check(store) == 5
         more(copy, 1)
@@ -208,7 +210,7 @@ def test_import_without_the_source(memory_path: Path, export: bool) -> None:
     actstore.import_(path, memory_path / "cast.act", sites=["resid", "resid_mean"], dtype="float32")
     for name in ("alone", "cast"):
         store = actstore.open(memory_path / f"{name}.act")
-        assert store._snapshot.recipe("resid_mean") is None
+        assert store.snapshot.recipe("resid_mean") is None
         assert_same(store["resid_mean"].read(), truth(CORPUS, 5))
 
 

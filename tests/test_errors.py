@@ -89,7 +89,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"resid": ROWS.astype(DTYPES["bfloat16"]), "pooled": np.zeros((2, 1, 4), np.float32)},
             [3, 1],
             ids=["one", "two"],
-            tokens={"id": np.arange(4)},
+            token_columns={"id": np.arange(4)},
             columns={"label": ["x", "y"]},
         )
     return path
@@ -181,7 +181,7 @@ def acts(rows: int = 4, examples: int = 2, **changes: Any) -> dict[str, Any]:
     return both | changes
 
 
-MORE: dict[str, Any] = {"ids": ["a", "b"], "tokens": np.arange(4), "columns": {"label": ["x", "y"]}}
+MORE: dict[str, Any] = {"ids": ["a", "b"], "token_columns": np.arange(4), "columns": {"label": ["x", "y"]}}
 
 WRITING: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "dims": (
@@ -221,15 +221,23 @@ WRITING: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "too few ids": ({"ids": ["a"]}, Shape, ("expected 2", "got 1")),
     "ids of ints": ({"ids": [1, 2]}, Invalid, ("strings",)),
     "a single id": ({"ids": "ab"}, Invalid, ("str", "'ab'")),
-    "token column too short": ({"tokens": np.arange(3)}, Shape, ("tokens/id", "[4]", "[3]")),
-    "token column of another dtype": ({"tokens": np.zeros(4, np.float32)}, Invalid, ("int64", "float32")),
+    "token column too short": ({"token_columns": np.arange(3)}, Shape, ("tokens/id", "[4]", "[3]")),
+    "token column of another dtype": (
+        {"token_columns": np.zeros(4, np.float32)},
+        Invalid,
+        ("int64", "float32"),
+    ),
     "another token column": (
-        {"tokens": {"position": np.arange(4)}},
+        {"token_columns": {"position": np.arange(4)}},
         Invalid,
         ("tokens/id", "tokens/position"),
     ),
-    "token column missing": ({"tokens": None}, Invalid, ("tokens/id",)),
-    "token column on another axis": ({"tokens": {"encoder": {"id": np.arange(4)}}}, Invalid, ("'encoder'",)),
+    "token column missing": ({"token_columns": None}, Invalid, ("tokens/id",)),
+    "token column on another axis": (
+        {"token_columns": {"encoder": {"id": np.arange(4)}}},
+        Invalid,
+        ("'encoder'",),
+    ),
     "example column missing": ({"columns": None}, Invalid, ("examples/label",)),
     "example column too long": ({"columns": {"label": ["x"] * 3}}, Shape, ("expected 2", "got 3")),
     "example column of numbers": ({"columns": {"label": [1, 2]}}, Invalid, ("examples/label",)),
@@ -292,7 +300,7 @@ def test_stores_that_are_not_there(tmp_path: Path) -> None:
     )
     fails(lambda: actstore.open(tmp_path / "file"), NotFound, "not_found", "is a file", "actstore import")
     fails(lambda: actstore.open(tmp_path / "runs.act"), NotFound, "not_found", "zarr.json")
-    fails(lambda: actstore.open([]), Invalid, "invalid_input", "no parts")
+    fails(lambda: actstore.open([]), Invalid, "invalid_input", "empty list")
     fails(lambda: actstore.open(3), Invalid, "invalid_input", "int")  # type: ignore[arg-type]
     fails(lambda: actstore.append(tmp_path / "run.act"), NotFound, "not_found", "run.act")
     fails(lambda: actstore.compact(tmp_path / "run.act"), NotFound, "not_found", "run.act")

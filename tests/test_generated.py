@@ -346,7 +346,7 @@ def test_select_composes(cases: list[Case], n: int) -> None:
             if data.draw(st.booleans()):
                 n = len(want.rows)
                 key = data.draw(row_keys(n).filter(lambda key: key is not Ellipsis))
-                chosen["tokens"] = key
+                chosen["rows"] = key
                 want = want.take_rows(positions(key, n))
             view = view.select(**chosen)
 
@@ -379,7 +379,7 @@ def test_read_into_arrays_of_any_layout(cases: list[Case], n: int) -> None:
         name = data.draw(st.sampled_from(sorted(case.labels)))
         array, site = case.want.sites[name], case.store[name]
         key = data.draw(row_keys(len(array)).filter(lambda key: key is not Ellipsis))
-        view = site.select(tokens=key)
+        view = site.select(rows=key)
         with np.errstate(all="ignore"):
             content = array[positions(key, len(array))]
         dtype = data.draw(st.sampled_from(["float32", "float64", site.dtype.name]))
@@ -434,8 +434,8 @@ def converted(folder: Path, array: np.ndarray, codec: str, dtypes: list[str]) ->
         for dtype in dtypes:
             want = cast(array, dtype)
             equal_values(site.read(dtype), want)
-            equal_values(site.select(layers=0, tokens=slice(3, None)).read(dtype), want[3:, :1])
-            equal_values(site.select(tokens=order).read(dtype), want[order])
+            equal_values(site.select(layers=0, rows=slice(3, None)).read(dtype), want[3:, :1])
+            equal_values(site.select(rows=order).read(dtype), want[order])
 
 
 ALL = ["float32", "float16", "bfloat16", "float64"]

@@ -71,7 +71,7 @@ def found_here(stores: str) -> list[Any]:
         case = draw(seed, 100_000)
         found.append(search(case.values, case.ask, 1 + seed % 2)[0])
     for codec, dtype in STORED:
-        array = actstore.open(Path(stores) / f"{codec}-{dtype}")["x"]._origin.native
+        array = actstore.open(Path(stores) / f"{codec}-{dtype}")["x"].backend.native
         found.append(search(array, stored_ask(), 2)[0])
     return [array for one in found for array in one]
 
@@ -98,8 +98,8 @@ rng = np.random.default_rng(0)
 rows = (rng.normal(size=(900, 2, 37)) * rng.uniform(0.1, 30, 37) + 4).astype(np.float32)
 vectors = rng.normal(size=(40, 2, 37)).astype(np.float32)
 mean, directions = rng.normal(size=(2, 37)), np.linalg.qr(rng.normal(size=(2, 37, 37)))[0]
-rank = np.array([37, 37])
-w = actstore.Whitener([0, 1], "pca", mean, directions, rng.uniform(0.1, 9, (2, 37)), rank, 900)
+w = actstore.Whitener()
+w.set_fitted([0, 1], mean, list(directions), list(rng.uniform(0.1, 9, (2, 37))), 900, [0.0, 0.0], None)
 offset = np.arange(0, 901, 30)
 digest = hashlib.sha256()
 for metric in ("dot", "cos", "l2"):
@@ -117,7 +117,7 @@ print(digest.hexdigest())
 """
 
 
-def test_late_interaction_whitening_and_neighbours() -> None:
+def test_late_interaction_whitening_and_neighbors() -> None:
     """The same bits from every set; those of the scalar loops are the specification."""
     assert len({forced(name, OTHERS) for name in SETS}) == 1
 

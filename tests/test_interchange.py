@@ -1,4 +1,4 @@
-"""Stores as safetensors files and back, and stores of what others wrote."""
+"""Export to safetensors files and back, and import of other formats."""
 
 import json
 import os
@@ -47,13 +47,13 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def assert_equal(one: actstore.Store, other: actstore.Store) -> None:
-    """All that a reader can ask for, but for how it lies on disk."""
+    """Equal sites, columns, offsets and identity; the layout on disk may differ."""
     assert (one.sites, list(one.axes), one.identity) == (other.sites, list(other.axes), other.identity)
     for name in one:
         assert (one[name].layers, one[name].axis) == (other[name].layers, other[name].axis)
         assert_same(one[name].read(), other[name].read())
     for axis in one.axes:
-        assert_same(one.axes[axis].offset, other.axes[axis].offset)
+        assert_same(one.axes[axis].offsets, other.axes[axis].offsets)
     tables = [(one.examples, other.examples), *((one.axes[axis], other.axes[axis]) for axis in one.axes)]
     for columns, others in tables:
         assert columns.dtypes == others.dtypes
@@ -61,7 +61,7 @@ def assert_equal(one: actstore.Store, other: actstore.Store) -> None:
             assert columns[name].tolist() == others[name].tolist()
 
 
-# ---- There and back ----
+# ---- Round trips ----
 
 
 @pytest.mark.parametrize("codec", ["blosc", "raw"])
@@ -70,13 +70,13 @@ def test_an_export_imported_is_the_same_store(
 ) -> None:
     actstore.import_(exported, memory_path / "again.act", codec=codec)
     with actstore.open(store_path) as one, actstore.open(memory_path / "again.act") as other:
-        assert 0 in np.diff(one.tokens.offset)
+        assert 0 in np.diff(one.tokens.offsets)
         assert {one[name].dtype.name for name in one} == {"bfloat16", "float16", "float32"}
         assert_equal(one, other)
         assert CORPUS.check(other) == N
         assert other.verify(strict=True).ok
         assert {site["codec"] for site in other.info()["sites"].values()} == {codec}
-    # The way there again gives the same bytes.
+    # A second export gives the same bytes.
     actstore.export(memory_path / "again.act", memory_path / "exported")
     assert content(memory_path / "exported") == content(exported)
 
@@ -92,7 +92,9 @@ def test_columns_of_every_dtype(memory_path: Path) -> None:
     texts = {"text": ["", "ß\0日本", "a\nb"], "more.text": ["x"] * 3}
     with actstore.create(memory_path / "x", {"r": actstore.SiteSpec(1, 2, "float32")}) as writer:
         rows = np.zeros((3, 1, 2), np.float32)
-        writer.append({"r": rows}, [1, 1, 1], ["a/b", "", "é"], tokens=numbers, columns=numbers | texts)
+        writer.append(
+            {"r": rows}, [1, 1, 1], ["a/b", "", "é"], token_columns=numbers, columns=numbers | texts
+        )
     actstore.export(memory_path / "x", memory_path / "e")
     actstore.import_(memory_path / "e", memory_path / "y")
     with actstore.open(memory_path / "y") as store:
@@ -108,7 +110,7 @@ def test_columns_of_every_dtype(memory_path: Path) -> None:
 def test_stores_without_rows(memory_path: Path, lengths: list[int]) -> None:
     spec = actstore.SiteSpec(2, 3, "bfloat16", labels=[4, 2])
     with actstore.create(memory_path / "x", {"r": spec}, identity={"a": [1, {"b": None}]}) as writer:
-        writer.append({"r": np.zeros((0, 2, 3), ml_dtypes.bfloat16)}, lengths, tokens=[0] * 0)
+        writer.append({"r": np.zeros((0, 2, 3), ml_dtypes.bfloat16)}, lengths, token_columns=[0] * 0)
     actstore.export(memory_path / "x", memory_path / "e")
     actstore.import_(memory_path / "e", memory_path / "y")
     with actstore.open(memory_path / "x") as one, actstore.open(memory_path / "y") as other:
@@ -163,7 +165,7 @@ def test_files_open_with_safetensors(store_path: Path, exported: Path) -> None:
                     assert_same(file.get_tensor(f"{name}.{label}"), store[name][:, label])
         with safetensors.safe_open(exported / "columns.safetensors", "np") as file:
             for axis in store.axes:
-                assert_same(file.get_tensor(f"{axis}/offset"), store.axes[axis].offset)
+                assert_same(file.get_tensor(f"{axis}/offset"), store.axes[axis].offsets)
                 assert_same(file.get_tensor(f"{axis}/id"), store.axes[axis]["id"])
             assert_same(file.get_tensor("examples/score"), store.examples["score"])
             raw, ends = (file.get_tensor(f"examples/label/{leaf}") for leaf in ("bytes", "offset"))
@@ -192,7 +194,7 @@ def test_files_open_with_torch(store_path: Path, exported: Path) -> None:
 
 
 def test_tensors_are_aligned(exported: Path) -> None:
-    """Libraries map the files and read numbers where they lie."""
+    """Other libraries memory-map the files and read the tensors in place."""
     for path in exported.glob("*.safetensors"):
         raw = path.read_bytes()
         length = int.from_bytes(raw[:8], "little")
@@ -206,7 +208,7 @@ def test_tensors_are_aligned(exported: Path) -> None:
         assert 8 + length + ends[-1] == len(raw)
 
 
-# ---- What others wrote ----
+# ---- Other formats ----
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -215,7 +217,7 @@ def test_npy(memory_path: Path, dtype: str) -> None:
     np.save(memory_path / "x.npy", acts)
     np.save(memory_path / "flat.npy", np.asfortranarray(acts[:, 0]))
     np.save(memory_path / "lengths.npy", np.array([2, 0, 3], np.int32))
-    # numpy's files have no name for bfloat16, so the caller says it.
+    # .npy files cannot name bfloat16, so the caller does.
     name = dtype if dtype == "bfloat16" else None
     x, flat = memory_path / "x.npy", memory_path / "flat.npy"
     actstore.import_(
@@ -233,7 +235,7 @@ def test_npy(memory_path: Path, dtype: str) -> None:
         assert_same(store["resid"].example("c"), acts[2:])
     with actstore.open(memory_path / "flat") as store:
         assert_same(store["mlp"].read(), acts[:, :1])
-        assert store.tokens.offset.tolist() == [0, 2, 2, 5]
+        assert store.tokens.offsets.tolist() == [0, 2, 2, 5]
     with actstore.open(memory_path / "whole") as store:
         assert (store.n_examples, store.n_tokens) == (1, 5)
 
@@ -245,7 +247,7 @@ def test_npy_of_other_floats(memory_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="float64"):
         actstore.import_(memory_path / "x.npy", memory_path / "x")
     actstore.import_(memory_path / "x.npy", memory_path / "x", dtype="bfloat16")
-    # Rounded once: by way of float32 it would be 1.
+    # Rounded once; through float32 it would be 1.
     assert float(actstore.open(memory_path / "x")["resid"][0, 0, 0]) == 1 + 2**-7
     actstore.import_(memory_path / "swapped.npy", memory_path / "swapped")
     assert_same(actstore.open(memory_path / "swapped")["resid"].read(), ACTS)
@@ -270,7 +272,7 @@ def test_plain_safetensors(memory_path: Path, dtype: str) -> None:
         assert_same(store["resid"].read(), ACTS)
 
 
-def test_zarr_of_others(memory_path: Path) -> None:
+def test_foreign_zarr_groups(memory_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     group = zarr.create_group(memory_path / "g.zarr")
     group.create_array("resid", data=ACTS, chunks=(2, 1, 4), shards=(4, 3, 4))
@@ -278,10 +280,10 @@ def test_zarr_of_others(memory_path: Path) -> None:
     group.create_array("notes", data=np.arange(3))
     actstore.import_(memory_path / "g.zarr", memory_path / "g", offsets=[0, 0, 5], ids=["none", "all"])
     actstore.import_(memory_path / "g.zarr/resid", memory_path / "a", lengths=[1, 4], labels=[2, 4, 8])
-    # The group may say itself where its examples begin.
+    # A foreign group can have offsets.
     group.create_array("tokens/offset", data=np.array([0, 3, 5]))
     actstore.import_(memory_path / "g.zarr", memory_path / "own", dtype="bfloat16", sites=["resid"])
-    with pytest.raises(InvalidInputError, match="says itself"):
+    with pytest.raises(InvalidInputError, match="has its own example boundaries"):
         actstore.import_(memory_path / "g.zarr", memory_path / "no", offsets=[0, 5])
     with actstore.open(memory_path / "g") as store:
         assert_same(store["resid"].read(), ACTS)
@@ -292,7 +294,7 @@ def test_zarr_of_others(memory_path: Path) -> None:
         assert_same(store["resid"].example(1), ACTS[1:])
     with actstore.open(memory_path / "own") as store:
         assert_same(store["resid"].read("float32"), ACTS)
-        assert store.tokens.offset.tolist() == [0, 3, 5]
+        assert store.tokens.offsets.tolist() == [0, 3, 5]
 
 
 def test_a_store_in_another_dtype(store_path: Path, memory_path: Path) -> None:
@@ -307,8 +309,8 @@ def test_a_store_in_another_dtype(store_path: Path, memory_path: Path) -> None:
 def test_examples_larger_than_a_block(
     memory_path: Path, monkeypatch: pytest.MonkeyPatch, lengths: list[int]
 ) -> None:
-    """A block is 32 MiB; with one of a few rows, an example takes several and goes in by pieces."""
-    # The function hides the module of the same name.
+    """With a block of only a few rows instead of 32 MiB, an example is copied in several pieces."""
+    # `actstore.interchange.export` is the function, which hides the module.
     monkeypatch.setattr(sys.modules["actstore.interchange.imports"], "_BLOCK_BYTES", 100)
     monkeypatch.setattr(sys.modules["actstore.interchange.export"], "BLOCK_BYTES", 100)
     acts = np.arange(128 * 2 * 4, dtype=np.float32).reshape(128, 2, 4)
@@ -325,14 +327,14 @@ def test_examples_larger_than_a_block(
     actstore.import_(memory_path / "e", memory_path / "y")
     with actstore.open(path) as one, actstore.open(memory_path / "y") as other:
         assert_same(one["resid"].read(), acts)
-        assert np.diff(one.tokens.offset).tolist() == lengths
+        assert np.diff(one.tokens.offsets).tolist() == lengths
         assert_equal(one, other)
 
 
 def test_large_examples_of_several_axes(
     exported: Path, memory_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sites on other axes, pooled ones and columns keep their place beside them."""
+    """Sites on other axes, pooled sites and columns stay aligned with the pieces."""
     monkeypatch.setattr(sys.modules["actstore.interchange.imports"], "_BLOCK_BYTES", 200)
     actstore.import_(exported, memory_path / "x")
     with actstore.open(memory_path / "x") as store:
@@ -404,7 +406,7 @@ FAILURES: dict[str, Case] = {
     ),  # type: ignore[arg-type]
     "integers": (lambda t, to: actstore.import_(t / "int.npy", to, overwrite=True), InvalidInputError),
     "one axis": (lambda t, to: actstore.import_(t / "flat.npy", to, overwrite=True), InvalidInputError),
-    # These are found while rows are being written.
+    # These errors occur while rows are being written.
     "values too large": (
         lambda t, to: actstore.import_(t / "huge.npy", to, dtype="float16", lengths=[1] * 5, overwrite=True),
         InvalidInputError,
@@ -427,7 +429,7 @@ FAILURES: dict[str, Case] = {
 
 @pytest.fixture(scope="module")
 def bad(memory_folder: Path) -> Path:
-    """A folder of things that cannot be imported."""
+    """A folder of files and directories that cannot be imported."""
     folder = memory_folder / "bad"
     (folder / "empty").mkdir(parents=True)
     (folder / "x.txt").write_text("text")
@@ -463,7 +465,7 @@ def test_a_failed_import_leaves_nothing(bad: Path, memory_path: Path, what: str)
     with pytest.raises(error):
         call(bad, memory_path / "new.act")
     assert list(memory_path.iterdir()) == []
-    # Nor does it touch what it was to replace.
+    # A failed import does not change the store that it was to replace.
     actstore.create(memory_path / "old.act", {"resid": actstore.SiteSpec(1, 2, "float32")}).close()
     before = content(memory_path)
     with pytest.raises(error):
@@ -483,7 +485,9 @@ def test_nothing_is_replaced_unasked(bad: Path, memory_path: Path) -> None:
             with pytest.raises(StorageError) as caught:
                 call(source, memory_path / name)
             assert caught.value.kind == "exists"
-            if name != "x.act" or call is actstore.export:  # Only its own kind is replaced.
+            if (
+                name != "x.act" or call is actstore.export
+            ):  # A store replaces only a store, and an export only an export.
                 with pytest.raises(ActstoreError):
                     call(source, memory_path / name, overwrite=True)
             assert content(memory_path) == before

@@ -34,7 +34,7 @@ def consolidate(path: Path) -> None:
 
 @pytest.mark.parametrize("consolidated", [False, True])
 def test_a_group_of_all_sorts(tmp_path: Path, consolidated: bool) -> None:
-    """3-D float arrays of the root are sites, one axis, one example; all else is left alone."""
+    """Float arrays of the root with two or three axes are sites of one example; all else is left alone."""
     rng = np.random.default_rng(0)
     sites = {
         "a": rng.normal(size=(20, 2, 3)).astype(np.float32),
@@ -44,8 +44,11 @@ def test_a_group_of_all_sorts(tmp_path: Path, consolidated: bool) -> None:
     root = zarr.create_group(tmp_path / "g", attributes={"author": "somebody", "n": [1, 2]})
     for name, array in sites.items():
         plain(tmp_path / "g", name, array, chunks=(7, 1, 3))
+    matrix = rng.normal(size=(20, 3)).astype(np.float32)
+    plain(tmp_path / "g", "matrix", matrix, chunks=(7, 2))
+    sites["matrix"] = matrix[:, None]
     plain(tmp_path / "g", "counts", rng.integers(0, 9, (20, 2, 3)))
-    plain(tmp_path / "g", "matrix", rng.normal(size=(20, 3)))
+    plain(tmp_path / "g", "flat counts", rng.integers(0, 9, (20, 3)))
     plain(tmp_path / "g", "volume", rng.normal(size=(2, 3, 4, 5)))
     plain(tmp_path / "g", "line", rng.normal(size=20))
     plain(tmp_path / "g", "complex", rng.normal(size=(4, 1, 3)).astype(np.complex64))
@@ -58,7 +61,7 @@ def test_a_group_of_all_sorts(tmp_path: Path, consolidated: bool) -> None:
     (tmp_path / "g" / "empty").mkdir()
 
     with actstore.open(tmp_path / "g") as store:
-        assert sorted(store.sites) == ["a", "b", "c"]
+        assert sorted(store.sites) == ["a", "b", "c", "matrix"]
         assert (store.n_tokens, store.n_examples, list(store.axes)) == (20, 1, ["tokens"])
         assert store.identity == {}
         for name, array in sites.items():
@@ -79,7 +82,7 @@ def test_arrays_of_unequal_length_are_axes_of_their_own(tmp_path: Path) -> None:
         assert store["x"].axis != store["y"].axis
         for name, array in arrays.items():
             assert_same(store[name].read(), array)
-            assert store.axes[store[name].axis].offset.tolist() == [0, len(array)]
+            assert store.axes[store[name].axis].offsets.tolist() == [0, len(array)]
 
 
 @pytest.mark.parametrize("name", ["tokens", "examples"])
@@ -211,7 +214,7 @@ def test_offsets_without_our_metadata_are_used(tmp_path: Path, dtype: str) -> No
     with actstore.open(tmp_path) as store:
         assert store.n_examples == 3
         assert_same(store["a"].example(2), array[2:])
-        assert_same(store.tokens.offset, np.array([0, 2, 2, 9]))
+        assert_same(store.tokens.offsets, np.array([0, 2, 2, 9]))
         assert_same(store.tokens["id"], np.arange(9, dtype=np.uint16))
 
 

@@ -1,6 +1,7 @@
 """Writers killed with SIGKILL, at random moments and at every call by which they change a file."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ from typing import Literal
 
 import actstore
 import pytest
+from actstore._native import Reader
 from builders import Corpus, files_of_record, files_on_disk, twin
 from interposed import KILL_AFTER, KILL_BEFORE, TEAR, Nurseries, Nursery, Order, Outcome, spread, stop_file
 
@@ -126,6 +128,29 @@ def test_kill_while_recovering_from_a_kill(nurseries: Nurseries, memory_path: Pa
         twin(base, path)
         nurseries[0].run(first, ONE, path, Order(KILL_AFTER, at))
         kill_everywhere(nurseries, ONE, memory_path, "recover", KILL_AFTER, 3, path)
+
+
+def test_attributes_are_those_of_a_commit(nurseries: Nurseries, memory_path: Path) -> None:
+    """Two commits that change the root's attributes, killed at every call.
+
+    The record has the truth, and the next writer brings the root up to date.
+    """
+    base = ONE.build(memory_path / "base.act", 4, 1)
+    path = memory_path / "x.act"
+    n_calls = nurseries[0].run("extend", ONE, twin(base, path), Order()).calls
+    seen = Counter[tuple[object, object]]()
+    for at in range(1, n_calls + 1):
+        outcome = nurseries[0].run("extend", ONE, twin(base, path), Order(KILL_AFTER, at))
+        assert outcome.killed
+        truth = json.loads(Reader(str(path)).attributes)
+        copy = json.loads((path / "zarr.json").read_text())["attributes"]
+        seen[copy.get("extended"), truth.get("extended")] += 1
+        assert truth.get("extended") in (copy.get("extended"), 1 if "extended" in copy else 0)
+        assert examine(ONE, path, outcome) == 5
+        assert json.loads(Reader(str(path)).attributes) == truth
+        assert json.loads((path / "zarr.json").read_text())["attributes"] == truth
+        assert (path / "artifacts/zarr.json").exists() == (truth.get("extended") == 1)
+    assert {(None, None), (None, 0), (0, 0), (0, 1), (1, 1)} == set(seen)
 
 
 def test_columns_that_were_never_committed_are_not_in_the_way(

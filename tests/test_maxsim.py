@@ -126,7 +126,9 @@ def test_examples_across_chunks_and_shards(tmp_path: Path, codec: Any, metric: A
         wanted = brute(rows[:, layers], offset, some, 6, metric)
         for threads in (1, 2, 5):
             same(
-                site.select(layers=layers).maxsim(queries, 6, metric=metric, threads=threads), wanted, layers
+                site.select(layers=layers).maxsim(queries, 6, metric=metric, threads=threads, combine="sum"),
+                wanted,
+                layers,
             )
 
 
@@ -138,14 +140,14 @@ def test_filters(tmp_path: Path) -> None:
     special = (rng.random(len(rows)) < 0.3).astype(np.uint8)
     spec = {"x": actstore.SiteSpec(3, 16, "float32", labels=[0, 6, 12], chunk_rows=8, shard_rows=16)}
     with actstore.create(tmp_path / "x", spec) as writer:
-        writer.append({"x": rows}, lengths, tokens={"special": special})
+        writer.append({"x": rows}, lengths, token_columns={"special": special})
     store = actstore.open(tmp_path / "x")
     offset = np.cumsum([0, *lengths])
     query = rng.normal(size=(5, 1, 16)).astype(F32)
     site = store["x"].select(layers=[12])
     for chosen in ([6, 2, 0, 3], [4], slice(1, 5), [1]):
         for mask in (None, store.tokens["special"] == 0):
-            view = site if mask is None else site.select(tokens=mask)
+            view = site if mask is None else site.select(rows=mask)
             view = view.select(examples=chosen)
             numbers = list(range(7))[chosen] if isinstance(chosen, slice) else chosen
             kept = [np.arange(offset[e], offset[e + 1]) for e in numbers]
@@ -155,7 +157,7 @@ def test_filters(tmp_path: Path) -> None:
             scores, found = brute(rows[flat][:, [2]], ends, [query], 10)
             # Ties are ranked by the number in the store; there are none here.
             named = np.where(found >= 0, np.array(numbers)[found], -1)
-            hits = view.maxsim([query[:, 0]], 10)
+            hits = view.maxsim([query[:, 0]], 10, metric="dot", combine="sum")
             same(hits, (scores, named), (chosen, mask is None))
             assert np.array_equal(hits.examples, named)
             assert [name for name in hits.ids[0] if name is not None] == [str(i) for i in named[0] if i >= 0]
@@ -163,13 +165,13 @@ def test_filters(tmp_path: Path) -> None:
     # Rows in an order of their own, of which the same examples are.
     mixed = rng.permutation(len(rows))
     wanted = brute(rows[:, [2]], offset, [query], 10)
-    same(site.select(tokens=mixed).maxsim([query[:, 0]], 10), wanted, "mixed")
+    same(site.select(rows=mixed).maxsim([query[:, 0]], 10, metric="dot", combine="sum"), wanted, "mixed")
 
 
 def test_all_negative_and_one_token() -> None:
     """Nothing is padded: zeros would win here."""
     rows = -np.ones((6, 4), F32) * np.arange(1, 7, dtype=F32)[:, None]
-    hits = actstore.maxsim(rows, [0, 1, 1, 4, 6], [np.ones((2, 4), F32)], k=5)
+    hits = actstore.maxsim(rows, [0, 1, 1, 4, 6], [np.ones((2, 4), F32)], k=5, metric="dot", combine="sum")
     assert hits.rows.tolist() == [[0, 2, 3, -1, -1]]
     assert hits.scores[0, :3].tolist() == [-8.0, -16.0, -40.0]
 
@@ -177,7 +179,7 @@ def test_all_negative_and_one_token() -> None:
 def test_ties_by_number() -> None:
     rows = np.tile(np.eye(4, dtype=F32), (50, 1))
     offset = np.arange(0, 201, 4)
-    hits = actstore.maxsim(rows, offset, [np.eye(4, dtype=F32)] * 3, k=50)
+    hits = actstore.maxsim(rows, offset, [np.eye(4, dtype=F32)] * 3, k=50, metric="dot", combine="sum")
     assert (hits.rows == np.arange(50)).all()
     assert (hits.scores == 4).all()
 
@@ -187,9 +189,9 @@ def test_many_queries_are_as_one_by_one() -> None:
     rows = rng.normal(size=(3000, 40)).astype(F32)
     offset = np.cumsum([0, *lengths_drawn(rng, 3000)])
     queries = [rng.normal(size=(n, 40)).astype(F32) for n in rng.integers(1, 40, 200)]
-    together = actstore.maxsim(rows, offset, queries, k=7)
+    together = actstore.maxsim(rows, offset, queries, k=7, metric="dot", combine="sum")
     for i in (0, 57, 199):
-        alone = actstore.maxsim(rows, offset, [queries[i]], k=7)
+        alone = actstore.maxsim(rows, offset, [queries[i]], k=7, metric="dot", combine="sum")
         same(alone, (together.scores[i : i + 1], together.rows[i : i + 1]), i)
     same(together, brute(rows[:, None], offset, [query[:, None] for query in queries], 7), "all")
 
@@ -197,7 +199,14 @@ def test_many_queries_are_as_one_by_one() -> None:
 def test_few_scores_are_computed_exactly() -> None:
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(20_000, 64)).astype(F32)
-    hits = actstore.maxsim(rows, np.arange(0, 20_001, 100), [rng.normal(size=(32, 64)).astype(F32)], k=10)
+    hits = actstore.maxsim(
+        rows,
+        np.arange(0, 20_001, 100),
+        [rng.normal(size=(32, 64)).astype(F32)],
+        k=10,
+        metric="dot",
+        combine="sum",
+    )
     assert hits.certificate.n_rescored < 32 * 60
     assert hits.certificate.exact
 
@@ -209,8 +218,8 @@ def test_nan() -> None:
     offset = [0, 10, 30, 32, 50]
     query = rng.normal(size=(3, 8)).astype(F32)
     with pytest.raises(errors.InvalidInputError, match=r"3 rows are NaN.*the first is row 7"):
-        actstore.maxsim(rows, offset, [query])
-    hits = actstore.maxsim(rows, offset, [query], k=4, on_nan="skip")
+        actstore.maxsim(rows, offset, [query], metric="dot", combine="sum")
+    hits = actstore.maxsim(rows, offset, [query], k=4, on_nan="skip", metric="dot", combine="sum")
     # The third example has no other rows.
     assert sorted(hits.rows[0].tolist()) == [-1, 0, 1, 3]
     same(hits, brute(rows[:, None], np.array(offset), [query[:, None]], 4), "skip")
@@ -221,15 +230,16 @@ def test_whitened() -> None:
     rows = (rng.normal(size=(400, 12)) * np.arange(1, 13) + 5).astype(F32)
     offset = np.arange(0, 401, 8)
     query = rng.normal(size=(4, 12)).astype(F32) * 5
-    whitener = actstore.Whitener.fit(rows)
+    whitener = actstore.Whitener().fit(rows)
     for metric in ("dot", "cos", "l2"):
-        hits = actstore.maxsim(rows, offset, [query], 10, metric=metric, transform=whitener)  # type: ignore[arg-type]
+        hits = actstore.maxsim(rows, offset, [query], 10, metric=metric, transform=whitener, combine="sum")  # type: ignore[arg-type]
         plain = actstore.maxsim(
             whitener.transform(rows),
             offset,
             [whitener.transform(query)],
             10,
-            metric=metric,  # type: ignore[arg-type]
+            metric=metric,  # type: ignore[arg-type],
+            combine="sum",
         )
         assert np.array_equal(hits.rows, plain.rows), metric
         np.testing.assert_allclose(hits.scores, plain.scores, rtol=1e-5, atol=1e-5)
@@ -237,7 +247,7 @@ def test_whitened() -> None:
 
 def test_pickled_hits_keep_their_examples() -> None:
     rows = np.eye(4, dtype=F32)
-    hits = actstore.maxsim(rows, [0, 2, 4], [rows[:1]], k=2)
+    hits = actstore.maxsim(rows, [0, 2, 4], [rows[:1]], k=2, metric="dot", combine="sum")
     back = pickle.loads(pickle.dumps(hits))
     assert back.ids == hits.ids == [["0", "1"]]
     assert np.array_equal(back.examples, hits.examples)
@@ -248,7 +258,7 @@ def test_pickled_hits_keep_their_examples() -> None:
 def test_wrong_input() -> None:
     rows, offset = np.ones((4, 3), F32), [0, 2, 4]
     for queries, match in (
-        ([np.ones((0, 3), F32)], "have no vectors, the first is 0"),
+        ([np.ones((0, 3), F32)], "have no vectors, the first is query 0"),
         ([np.ones(3, F32)], r"expected \[Tq, D\]"),
         ([np.ones((2, 4), F32)], "dim 4"),
         ([np.full((2, 3), np.nan, F32)], "NaN"),
@@ -256,26 +266,30 @@ def test_wrong_input() -> None:
         (np.ones(3, F32), "expected a list"),
     ):
         with pytest.raises(errors.InvalidInputError, match=match):
-            actstore.maxsim(rows, offset, queries)
+            actstore.maxsim(rows, offset, queries, metric="dot", combine="sum")
     with pytest.raises(errors.InvalidInputError, match="k is 0"):
-        actstore.maxsim(rows, offset, [rows], k=0)
+        actstore.maxsim(rows, offset, [rows], k=0, metric="dot", combine="sum")
     with pytest.raises(errors.InvalidInputError, match="pooled"):
-        actstore.pool(rows, offset, "mean").maxsim([rows])
-    assert actstore.maxsim(rows, offset, []).rows.shape == (0, 10)
-    assert actstore.maxsim(rows[:0], [0, 0], [rows], k=2).rows.tolist() == [[-1, -1]]
+        actstore.pool(rows, offset, "mean").maxsim([rows], metric="dot", combine="sum")
+    assert actstore.maxsim(rows, offset, [], metric="dot", combine="sum").rows.shape == (0, 10)
+    assert actstore.maxsim(rows[:0], [0, 0], [rows], k=2, metric="dot", combine="sum").rows.tolist() == [
+        [-1, -1]
+    ]
     # One query needs no list; three axes are so many queries.
-    assert actstore.maxsim(rows, offset, rows[:2], k=1).rows.shape == (1, 1)
-    assert actstore.maxsim(rows, offset, np.ones((5, 2, 3), F32), k=1).rows.shape == (5, 1)
+    assert actstore.maxsim(rows, offset, rows[:2], k=1, metric="dot", combine="sum").rows.shape == (1, 1)
+    assert actstore.maxsim(
+        rows, offset, np.ones((5, 2, 3), F32), k=1, metric="dot", combine="sum"
+    ).rows.shape == (5, 1)
 
 
 def test_a_site_of_queries() -> None:
     rng = np.random.default_rng(4)
     rows, queries = rng.normal(size=(2, 30, 6)).astype(F32)
     offset = [0, 4, 20, 30]
-    from actstore.memory import array_origin
+    from actstore.rows.memory import array_backend
 
-    site = actstore.Site(array_origin(queries, [0, 10, 30]))
-    found = actstore.maxsim(rows, offset, site, k=3)
+    site = actstore.Site(array_backend(queries, [0, 10, 30]))
+    found = actstore.maxsim(rows, offset, site, k=3, metric="dot", combine="sum")
     same(found, brute(rows[:, None], np.array(offset), [queries[:10, None], queries[10:, None]], 3), "site")
 
 
@@ -286,6 +300,8 @@ def test_progress_reaches_the_end() -> None:
         [0, 3000],
         [np.ones((2, 16), F32)],
         progress=lambda *now: seen.append(now),
+        metric="dot",
+        combine="sum",
     )
     assert seen[-1] == (3000, 3000)
 
@@ -295,10 +311,10 @@ def test_forked() -> None:
     from children import fork, join
 
     rows = np.random.default_rng(0).normal(size=(1000, 8)).astype(F32)
-    wanted = actstore.maxsim(rows, [0, 500, 1000], [rows[:3]], k=2)
+    wanted = actstore.maxsim(rows, [0, 500, 1000], [rows[:3]], k=2, metric="dot", combine="sum")
 
     def child() -> None:
-        found = actstore.maxsim(rows, [0, 500, 1000], [rows[:3]], k=2)
+        found = actstore.maxsim(rows, [0, 500, 1000], [rows[:3]], k=2, metric="dot", combine="sum")
         assert np.array_equal(found.scores, wanted.scores)
 
     join(fork(child))
@@ -314,9 +330,9 @@ def test_candidates_are_pruned() -> None:
         "rows = np.zeros((200_000, 4), np.float32); rows[:, 0] = np.arange(len(rows))\n"
         "queries = [np.array([[1 + i, 0, 0, 0]], np.float32) for i in range(60)]\n"
         "offset = np.arange(len(rows) + 1)\n"
-        "actstore.maxsim(rows[:100], offset[:101], queries, 1)\n"
+        "actstore.maxsim(rows[:100], offset[:101], queries, 1, metric='dot')\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "hits = actstore.maxsim(rows, offset, queries, 1, threads=1)\n"
+        "hits = actstore.maxsim(rows, offset, queries, 1, metric='dot', threads=1)\n"
         "assert (hits.rows == len(rows) - 1).all()\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
@@ -327,6 +343,8 @@ def test_candidates_are_pruned() -> None:
 def test_three_axes_are_so_many_queries_whatever_the_layers() -> None:
     rng = np.random.default_rng(7)
     rows, queries = rng.normal(size=(10, 3, 4)).astype(F32), rng.normal(size=(2, 3, 4)).astype(F32)
-    together = actstore.maxsim(rows, [0, 5, 10], queries, k=2)
-    one_by_one = actstore.maxsim(rows, [0, 5, 10], list(queries[:, :, None]), k=2)
+    together = actstore.maxsim(rows, [0, 5, 10], queries, k=2, metric="dot", combine="sum")
+    one_by_one = actstore.maxsim(
+        rows, [0, 5, 10], list(queries[:, :, None]), k=2, metric="dot", combine="sum"
+    )
     assert np.array_equal(together.scores, one_by_one.scores)

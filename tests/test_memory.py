@@ -60,7 +60,7 @@ def write(tell: Tell, path: Path, codec: Literal["blosc", "raw"], n_blocks: int)
         with actstore.create(path, {"resid": spec}, codec=codec) as writer:
             for i in range(n_blocks):
                 tell(f"append {i}")
-                writer.append({"resid": rows}, lengths, tokens={"id": ids})
+                writer.append({"resid": rows}, lengths, token_columns={"id": ids})
         assert writer.n_tokens == n_blocks * BLOCK
     return peak.bytes
 
@@ -85,7 +85,7 @@ def read(tell: Tell, path: Path, n_blocks: int) -> dict[str, int]:
         with peak_of_memory() as peak:
             for i in range(n_blocks):
                 tell(f"slice {i}")
-                site.select(tokens=slice(i * BLOCK, (i + 1) * BLOCK)).read(out=out)
+                site.select(rows=slice(i * BLOCK, (i + 1) * BLOCK)).read(out=out)
                 assert out.tobytes() == expected.tobytes()
         peaks["slices"] = peak.bytes
 
@@ -93,7 +93,7 @@ def read(tell: Tell, path: Path, n_blocks: int) -> dict[str, int]:
         with peak_of_memory() as peak:
             for start in range(0, len(site) - len(wide), len(wide)):
                 tell(f"layer from {start}")
-                site.select(layers=2, tokens=slice(start, start + len(wide))).read(out=wide)
+                site.select(layers=2, rows=slice(start, start + len(wide))).read(out=wide)
             assert (wide[:BLOCK, 0] == expected[:, 2]).all()
         peaks["a layer as float32"] = peak.bytes
 
@@ -102,7 +102,7 @@ def read(tell: Tell, path: Path, n_blocks: int) -> dict[str, int]:
             for i in range(8):
                 tell(f"random rows {i}")
                 rows = rng.integers(0, len(site), 2000)
-                site.select(layers=1, tokens=rows).read(out=wide[:2000])
+                site.select(layers=1, rows=rows).read(out=wide[:2000])
                 assert (wide[:2000, 0] == expected[rows % BLOCK, 1]).all()
         peaks["random rows"] = peak.bytes
 
@@ -147,7 +147,7 @@ def many_examples(tell: Tell, path: Path) -> tuple[int, int]:
     rows = np.ones((n, 1, 2), np.float32)
     with actstore.create(path, {"resid": spec}) as writer, peak_of_memory() as peak:
         for i in range(50):
-            writer.append({"resid": rows}, np.ones(n, np.int64), tokens=np.arange(n))
+            writer.append({"resid": rows}, np.ones(n, np.int64), token_columns=np.arange(n))
             if i == 5:
                 early = peak.bytes
     return early, peak.bytes

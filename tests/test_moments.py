@@ -110,9 +110,9 @@ def test_stored(tmp_path: Path, codec: Any, dtype: str) -> None:
     some = np.random.default_rng(2).integers(0, 500, 123)
     for view, wanted in (
         (site.select(layers=[12, 0]), rows[:, [2, 0]]),
-        (site.select(tokens=some), rows[some]),
+        (site.select(rows=some), rows[some]),
         (site.select(examples=[2, 0]), rows[[*range(200, 499), *range(200)]]),
-        (site.select(tokens=slice(17, 333)), rows[17:333]),
+        (site.select(rows=slice(17, 333)), rows[17:333]),
     ):
         check(view.moments(), wanted.astype(F32))
     check(m.select(12), rows[:, [2]].astype(F32))
@@ -149,7 +149,7 @@ def test_in_a_scan_beside_others(tmp_path: Path) -> None:
     for layer in (0, 1):
         assert np.array_equal(np.concatenate([r for at, r in seen if at == layer]), np.arange(900))
     first, second = (
-        site.select(tokens=part).scan(reducers[:2], partial=True) for part in (slice(400), slice(400, 900))
+        site.select(rows=part).scan(reducers[:2], partial=True) for part in (slice(400), slice(400, 900))
     )
     check(actstore.Moments().finish(actstore.Moments().merge(first[1], second[1])), rows)
 
@@ -203,7 +203,10 @@ def test_by_position_example_and_columns(tmp_path: Path) -> None:
     kinds, topics = rng.integers(0, 3, n), ["x", "y", "x", "z", "y"]
     with actstore.create(tmp_path / "x", {"x": actstore.SiteSpec(2, 5, "float32", chunk_rows=8)}) as w:
         w.append(
-            {"x": rows}, lengths, tokens={"kind": kinds}, columns={"topic": topics, "year": [1, 2, 1, 3, 3]}
+            {"x": rows},
+            lengths,
+            token_columns={"kind": kinds},
+            columns={"topic": topics, "year": [1, 2, 1, 3, 3]},
         )
     store = actstore.open(tmp_path / "x")
     site = store["x"]
@@ -218,7 +221,7 @@ def test_by_position_example_and_columns(tmp_path: Path) -> None:
     }
     picked = rng.permutation(n)[: n // 2]
     for name, labels in of_rows.items():
-        for view, at in ((site, np.arange(n)), (site.select(tokens=picked), picked)):
+        for view, at in ((site, np.arange(n)), (site.select(rows=picked), picked)):
             m = view.moments(cov=False, by=name)
             assert m.groups is not None
             wanted = np.unique(labels[at])
@@ -230,8 +233,8 @@ def test_by_position_example_and_columns(tmp_path: Path) -> None:
                 np.testing.assert_allclose(m.var[g], own.var(0), atol=1e-12)
     pooled = site.select(examples=[0, 2, 3, 4]).pool("mean")
     assert pooled.moments(cov=False, by="topic").n.tolist() == [2, 1, 1]
-    with pytest.raises(errors.NotFoundError, match="colour"):
-        site.moments(by="colour")
+    with pytest.raises(errors.NotFoundError, match="color"):
+        site.moments(by="color")
     with pytest.raises(errors.ShapeError, match=r"by: expected \[42\]"):
         site.moments(by=[1, 2])
     with pytest.raises(errors.InvalidInputError, match="integers or strings"):
@@ -255,7 +258,7 @@ def test_nan_and_infinities_are_named(tmp_path: Path) -> None:
         ):
             site.moments(cov)
     assert site.select(layers=3).moments().n == 1000
-    assert site.select(tokens=slice(577)).moments().n == 577
+    assert site.select(rows=slice(577)).moments().n == 577
     with pytest.raises(errors.InvalidInputError, match="row 577"):
         site.select(layers=9).cross_moments(site.select(layers=3))
 
@@ -351,17 +354,17 @@ def test_cross_of_stored_sites(tmp_path: Path) -> None:
 
     mixed = rng.permutation(700)[:200]
     for at in (np.arange(700), np.arange(13, 650), np.sort(mixed), mixed):
-        found = a.select(layers=1, tokens=at).cross_moments(b.select(tokens=at))
+        found = a.select(layers=1, rows=at).cross_moments(b.select(rows=at))
         np.testing.assert_allclose(found.cov[0, 0], wanted(at), atol=1e-12)
     # One in order, the other not: what they pair is for the views to say.
     other = rng.permutation(700)
     found = a.select(layers=1).cross_moments(b.read()[other])
     np.testing.assert_allclose(found.cov[0, 0], wanted(np.arange(700), other), atol=1e-12)
     there = np.concatenate([np.arange(297), np.arange(300, 696)])
-    found = a.select(layers=1).cross_moments(b, offset=3)
+    found = a.select(layers=1).cross_moments(b, lag=3)
     assert found.n == len(there)
     np.testing.assert_allclose(found.cov[0, 0], wanted(there, there + 3), atol=1e-12)
-    found = a.select(layers=1).cross_moments(b, offset=-3)
+    found = a.select(layers=1).cross_moments(b, lag=-3)
     np.testing.assert_allclose(found.cov[0, 0], wanted(there + 3, there), atol=1e-12)
     with actstore.create(tmp_path / "c", {"x": actstore.SiteSpec(1, 4, "float32")}) as w:
         w.append({"x": np.zeros((700, 1, 4), F32)}, [299, 1, 399, 1])
@@ -369,8 +372,8 @@ def test_cross_of_stored_sites(tmp_path: Path) -> None:
         a.cross_moments(actstore.open(tmp_path / "c")["x"])
     with pytest.raises(errors.ShapeError, match="700 rows"):
         a.cross_moments(np.ones((3, 2)))
-    with pytest.raises(errors.InvalidInputError, match="offset"):
-        a.cross_moments(b, offset=0.5)  # type: ignore[arg-type]
+    with pytest.raises(errors.InvalidInputError, match="lag"):
+        a.cross_moments(b, lag=0.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

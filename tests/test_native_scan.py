@@ -61,7 +61,7 @@ def sources(
     group = zarr.create_group(folder / "foreign.zarr")
     gzip = [zarr.codecs.GzipCodec()]
     group.create_array("resid", data=arrays["float32"], chunks=(50, 2, 8), compressors=gzip)
-    out.append((actstore.open(folder / "foreign.zarr")["resid"]._origin.native, arrays["float32"]))
+    out.append((actstore.open(folder / "foreign.zarr")["resid"].backend.native, arrays["float32"]))
     return out
 
 

@@ -1,7 +1,7 @@
-"""Neighbours against brute force in float64, to the bit: ties, equal rows, several layers, views."""
+"""Neighbors against brute force in float64, to the bit: ties, equal rows, several layers, views."""
 
+import importlib
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ def test_blocks_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     rows[100:110] = rows[0]
     wanted = brute(rows[:, None], 5, "l2")
     # The package has a function of that name.
-    monkeypatch.setattr(sys.modules["actstore.neighbors"], "_MOST_QUERIES", 37)
+    monkeypatch.setattr(importlib.import_module("actstore.ops.neighbors"), "_MOST_QUERIES", 37)
     seen: list[tuple[int, int]] = []
     same(actstore.neighbors(rows, 5, progress=lambda *now: seen.append(now)), wanted, "blocks")
     assert seen[-1][0] == seen[-1][1]
@@ -86,7 +86,7 @@ def test_stored_and_pooled(tmp_path: Path, codec: Any) -> None:
     picked = np.array([50, 3, 17, 22, 59])
     distances, found = brute(wide[np.sort(picked)], 2, "l2")
     order = np.argsort(np.argsort(picked))
-    nn = site.select(tokens=picked).neighbors(2)
+    nn = site.select(rows=picked).neighbors(2)
     assert np.array_equal(nn.distances, distances[order])
     assert np.array_equal(nn.rows, np.sort(picked)[found][order])
     docs = site.pool("mean", layers=8)
@@ -97,9 +97,10 @@ def test_stored_and_pooled(tmp_path: Path, codec: Any) -> None:
     assert some.rows[0].tolist()[2:] == [-1, -1, -1]
     assert set(some.rows[0, :2].tolist()) == {4, 6}
     assert some.ids[0][2:] == [None, None, None]
-    distances, numbers = nn
-    assert np.array_equal(distances, nn.distances)
-    assert np.array_equal(pickle.loads(pickle.dumps(nn)).rows, numbers)
+    assert len(list(nn)) == len(nn)
+    assert [[near.row for near in row] for row in nn] == nn.rows.tolist()
+    assert [[near.distance for near in row] for row in nn] == nn.distances.tolist()
+    assert np.array_equal(pickle.loads(pickle.dumps(nn)).rows, nn.rows)
 
 
 def test_nan() -> None:
@@ -119,8 +120,8 @@ def test_nan() -> None:
 def test_rows_that_come_twice_are_refused(tmp_path: Path) -> None:
     with actstore.create(tmp_path / "x", {"x": actstore.SiteSpec(1, 2, "float32")}) as w:
         w.append({"x": np.eye(2, dtype=F32)[[0, 1, 0, 1, 0], None]}, [5])
-    with pytest.raises(errors.InvalidInputError, match="more than once"):
-        actstore.open(tmp_path / "x")["x"].select(tokens=[3, 3, 4]).neighbors(k=1)
+    with pytest.raises(errors.InvalidInputError, match="a row twice"):
+        actstore.open(tmp_path / "x")["x"].select(rows=[3, 3, 4]).neighbors(k=1)
 
 
 def test_few_rows_and_wrong_input() -> None:
@@ -136,7 +137,7 @@ def test_few_rows_and_wrong_input() -> None:
             actstore.neighbors(np.ones((3, 2)), **arguments)  # type: ignore[arg-type]
 
 
-def test_two_nearest_neighbours_of_faiss() -> None:
+def test_two_nearest_neighbors_of_faiss() -> None:
     faiss = pytest.importorskip("faiss")
     rows = np.random.default_rng(3).normal(size=(2000, 32)).astype(F32)
     index = faiss.IndexFlatL2(32)

@@ -37,7 +37,7 @@ def fill(writer: actstore.StoreWriter, part: int) -> None:
         {name: rows_of(part, name) for name in SITES},
         lengths,
         ids=[f"{part}-{i}" for i in range(n)],
-        tokens={axis: {"id": np.arange(sum(sizes)) + 1000 * part} for axis, sizes in lengths.items()},
+        token_columns={axis: {"id": np.arange(sum(sizes)) + 1000 * part} for axis, sizes in lengths.items()},
         columns={"label": [f"p{part}"] * n, "score": np.arange(n) + part / 8},
         cast=True,
     )
@@ -87,7 +87,7 @@ def check(store: actstore.Store, parts: Any = range(N_PARTS)) -> None:
     assert store.examples["score"].tolist() == [int(i[2:]) + int(i[0]) / 8 for i in ids_of(parts)]
     for axis, by_part in LENGTHS.items():
         lengths = [length for part in parts for length in by_part[part]]
-        assert store.axes[axis].offset.tolist() == [0, *np.cumsum(lengths).tolist()]
+        assert store.axes[axis].offsets.tolist() == [0, *np.cumsum(lengths).tolist()]
         assert store.axes[axis].n_rows == sum(lengths)
         numbers = [1000 * part + i for part in parts for i in range(sum(by_part[part]))]
         assert store.axes[axis]["id"].tolist() == numbers
@@ -156,7 +156,7 @@ def test_a_part_twice(folder: Path, memory_path: Path) -> None:
 
 def test_what_is_no_folder_of_parts(folder: Path, memory_path: Path) -> None:
     (memory_path / "empty").mkdir()
-    with pytest.raises(NotFoundError, match="no store"):
+    with pytest.raises(NotFoundError, match="not a store"):
         actstore.open(memory_path / "empty")
     with pytest.raises(NotFoundError, match="missing"):
         actstore.open([folder / "c.act", folder / "missing"])
@@ -197,16 +197,16 @@ def test_disagreements_are_named(memory_path: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("more", "axis"),
     [
-        ({"tokens": {"position": [0, 1]}}, "tokens"),
-        ({"tokens": {"id": np.zeros(2, np.int32)}}, "tokens"),
-        ({"tokens": None}, "tokens"),
+        ({"token_columns": {"position": [0, 1]}}, "tokens"),
+        ({"token_columns": {"id": np.zeros(2, np.int32)}}, "tokens"),
+        ({"token_columns": None}, "tokens"),
         ({"columns": {"label": ["x"], "score": [1.0]}}, "examples"),
         ({"columns": {"label": [1]}}, "examples"),
         ({"columns": None}, "examples"),
     ],
 )
 def test_columns_that_disagree_are_named(memory_path: Path, more: dict[str, Any], axis: str) -> None:
-    usual: dict[str, Any] = {"tokens": {"id": [0, 1]}, "columns": {"label": ["x"]}}
+    usual: dict[str, Any] = {"token_columns": {"id": [0, 1]}, "columns": {"label": ["x"]}}
     for name, given in (("one", usual), ("two", usual | more)):
         with actstore.create(memory_path / name, RESID) as writer:
             writer.append({"resid": np.zeros((2, 2, 4), np.float32)}, [2], **given)
@@ -267,7 +267,7 @@ def test_rows_across_parts(store: actstore.Store) -> None:
 
 
 def test_examples_across_parts(store: actstore.Store) -> None:
-    site, offset = store["resid"], store.tokens.offset.tolist()
+    site, offset = store["resid"], store.tokens.offsets.tolist()
     for number, name in enumerate(ids_of()):
         expected = whole("resid")[offset[number] : offset[number + 1]]
         assert_same(site.example(number), expected)
@@ -281,10 +281,10 @@ def test_selections_across_parts(store: actstore.Store) -> None:
     assert view.rows.tolist() == [10, 2, 3, 4, 5, 6, 7, 8, 9]  # As they count in the whole store.
     assert_same(view.read(), whole("resid")[view.rows, 1:])
     assert_same(view.example("2-0"), whole("resid")[5:10, 1:])
-    fewer = view.select(tokens=[0, 4])
+    fewer = view.select(rows=[0, 4])
     assert fewer.rows.tolist() == [10, 5]
     assert_same(fewer.read(), whole("resid")[[10, 5], 1:])
-    by_column = store["resid"].select(tokens=store.tokens["id"] >= 2003)
+    by_column = store["resid"].select(rows=store.tokens["id"] >= 2003)
     assert by_column.rows.tolist() == [8, 9, 10]
     sliced = store["cross"].select(examples=slice(2, 5))
     assert sliced.rows.tolist() == [2, 3, 4, 5, 6, 7, 8]
@@ -316,7 +316,7 @@ def test_parts_without_examples(memory_path: Path) -> None:
         assert store.examples.dtypes == {"id": "str", "label": "str", "score": "float64"}
     with actstore.open([memory_path / name for name in "024"]) as store:
         assert (store.n_examples, store.n_tokens, store["resid"].shape) == (0, 0, (0, 2, 4))
-        assert store.tokens.offset.tolist() == [0]
+        assert store.tokens.offsets.tolist() == [0]
 
 
 # ---- While somebody writes ----

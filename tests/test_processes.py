@@ -271,7 +271,7 @@ def test_stores_and_sites_go_to_workers(memory_path: Path, method: str) -> None:
     path = SEVERAL.build(memory_path / "x.act", 20)
     store = actstore.open(path, verify="always")
     SEVERAL.check(store)
-    view = store["resid"].select(layers=[6, 0], examples=slice(3, 12), tokens=slice(1, None, 2))
+    view = store["resid"].select(layers=[6, 0], examples=slice(3, 12), rows=slice(1, None, 2))
     context = multiprocessing.get_context(method)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -457,7 +457,15 @@ def test_few_scores_are_computed_exactly() -> None:
 
 def test_progress_reaches_the_end() -> None:
     values, seen = normal((300, 2, 4096)), []
-    actstore.search(values, normal((40, 4096)), 3, threads=2, progress=lambda *now: seen.append(now))
+    actstore.search(
+        values,
+        normal((40, 4096)),
+        3,
+        threads=2,
+        progress=lambda *now: seen.append(now),
+        metric="dot",
+        combine="sum",
+    )
     assert seen[-1] == (600, 600)
 
 

@@ -69,7 +69,7 @@ def test_many_queries_for_many_hits(tmp_path: Path) -> None:
     values[500:9000] = values[0]
     with actstore.create(tmp_path / "x.act", {"x": actstore.SiteSpec(1, 8, "float32")}) as writer:
         writer.append({"x": values}, [70_000])
-    array = actstore.open(tmp_path / "x.act")["x"]._origin.native
+    array = actstore.open(tmp_path / "x.act")["x"].backend.native
     queries = rng.normal(size=(40, 1, 8)).astype(F32)
     for k in (70_000, 20_000):
         check(array, values, Ask(queries, k, "l2"), (4,))
@@ -108,4 +108,4 @@ def test_texts(tmp_path: Path, corpus: str, n_docs: int) -> None:
     site = actstore.open(tmp_path / "x.act")["x"]
     for metric in ("cos", "dot", "l2"):
         check(rows, rows, Ask(queries, 10, metric), (1, 2))
-        check(site._origin.native, site.read(), Ask(queries[:50], 100, metric), (1, 3))
+        check(site.backend.native, site.read(), Ask(queries[:50], 100, metric), (1, 3))

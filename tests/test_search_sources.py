@@ -103,7 +103,7 @@ def test_parts(folder: Path) -> None:
     whole = [contents("bfloat16", i) for i in range(3)]
     for name in SITES:
         values = np.concatenate([part[name] for part in whole])
-        check_all(store[name]._origin.native, values, name)
+        check_all(store[name].backend.native, values, name)
 
 
 def test_codecs_dtypes_and_memory_agree(folder: Path) -> None:
@@ -162,7 +162,7 @@ def hits(found: actstore.Hits) -> Found:
     return found.scores, found.rows, found.layers
 
 
-def labelled(wanted: Found, view: actstore.Site, combine: str) -> Found:
+def labeled(wanted: Found, view: actstore.Site, combine: str) -> Found:
     """The layers' labels where the layer is known."""
     scores, rows, layers = wanted
     labels = np.array([*view.layers, -1])[layers]
@@ -183,17 +183,17 @@ def test_views_of_sites(folder: Path) -> None:
         last = len(site.layers) - 1
         for view, rows, layers in (
             (site, None, None),
-            (site.select(tokens=slice(40, 250)), (40, 250), None),
-            (site.select(tokens=listed), listed, None),
+            (site.select(rows=slice(40, 250)), (40, 250), None),
+            (site.select(rows=listed), listed, None),
             (site.select(examples=some), of_examples, None),
-            (site.select(layers=site.layers[last], tokens=slice(9, 9)), (9, 9), [last]),
+            (site.select(layers=site.layers[last], rows=slice(9, 9)), (9, 9), [last]),
             (site.select(layers=[site.layers[last], site.layers[0]]), None, [last, 0]),
         ):
             metric, combine = COMBINATIONS[(i + len(view)) % 6]
             asked = queries(values, 6)
             found = view.search(asked, 12, metric=metric, combine=combine, on_nan="skip", threads=1 + i % 3)
             wanted, _ = expected(values, Ask(asked, 12, metric, combine, rows=rows, layers=layers))
-            same(hits(found), labelled(wanted, view, combine), (name, metric, combine))
+            same(hits(found), labeled(wanted, view, combine), (name, metric, combine))
 
 
 def test_pooled_rows_are_called_by_their_examples(folder: Path) -> None:
@@ -206,4 +206,4 @@ def test_pooled_rows_are_called_by_their_examples(folder: Path) -> None:
     for (metric, combine), k in product(COMBINATIONS, (2, 10)):
         ask = Ask(asked, k, metric, combine, numbers=np.array(some))
         found = docs.search(asked, k, metric=metric, combine=combine)
-        same(hits(found), labelled(expected(values, ask)[0], docs, combine), ask)
+        same(hits(found), labeled(expected(values, ask)[0], docs, combine), ask)

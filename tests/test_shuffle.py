@@ -1,4 +1,4 @@
-"""The order of rows: complete whatever is cut how, well mixed, the same for ever, and small in memory."""
+"""The order of rows: complete for all segments and shares, well mixed, stable, and small in memory."""
 
 import itertools
 import math
@@ -7,16 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from actstore import shuffle
-from actstore.shuffle import (
-    Bounds,
-    Feistel,
+from actstore.loader import permutation as permutations
+from actstore.loader import schedule as schedules
+from actstore.loader.permutation import Feistel, permutation, uniform
+from actstore.loader.schedule import (
+    BatchBounds,
     Schedule,
-    chunk_edges,
-    cut,
-    permutation,
+    cut_segments,
     rank_rows,
-    uniform,
+    segment_edges,
     worker_batches,
 )
 from hypothesis import HealthCheck, given, settings
@@ -27,23 +26,23 @@ RELAXED = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def z_score(counts: NDArray[Any], freedom: int) -> float:
-    """By how many standard deviations chi squared is above what even counts give."""
+    """How many standard deviations chi squared lies above its mean for uniform counts."""
     mean = counts.sum() / counts.size
     return float((((counts - mean) ** 2 / mean).sum() - freedom) / math.sqrt(2 * freedom))
 
 
-# ---- For ever ----
+# ---- Stable ----
 
 
-def test_the_order_stays_from_release_to_release() -> None:
-    """States are kept on disk: an order that changes needs another `shuffle.ORDER`."""
-    assert shuffle.ORDER == 1
+def test_the_order_is_the_same_in_every_release() -> None:
+    """Users keep states on disk, so a change of the order needs a new `permutations.ORDER`."""
+    assert permutations.ORDER == 1
     assert permutation(10, 7, 1, 2).tolist() == [1, 3, 8, 5, 4, 7, 0, 9, 2, 6]
     assert Feistel(1000, 7, 1)(np.arange(8)).tolist() == [706, 544, 593, 695, 995, 917, 523, 79]
-    cells = cut(range(40), chunk_edges([(40, 4)], 40))
-    through_a_reservoir = Schedule(cells, True, 7, 1, range(40), round_rows=8, window=2)
+    segments = cut_segments(range(40), segment_edges([(40, 4)], 40))
+    through_a_reservoir = Schedule(segments, True, 7, 1, range(40), round_rows=8, window=2)
     assert np.concatenate(list(through_a_reservoir.rows())).tolist() == RESERVOIR
-    full = Schedule(cells, "full", 7, 1, range(40), round_rows=8)
+    full = Schedule(segments, "full", 7, 1, range(40), round_rows=8)
     assert np.concatenate(list(full.rows())).tolist() == FULL
 
 
@@ -63,8 +62,8 @@ FULL = [
 
 
 @st.composite
-def schedules(draw: st.DrawFn) -> tuple[Any, Any, list[Schedule]]:
-    """A view, how it is shuffled, and the schedules of its ranks."""
+def rank_schedules(draw: st.DrawFn) -> tuple[Any, Any, list[Schedule]]:
+    """The rows of a view, a shuffle mode, and the schedules of all ranks."""
     parts = draw(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), min_size=1, max_size=3))
     n = sum(rows for rows, _ in parts)
     row = st.integers(0, max(n - 1, 0))
@@ -72,25 +71,27 @@ def schedules(draw: st.DrawFn) -> tuple[Any, Any, list[Schedule]]:
     ranges = st.tuples(st.integers(0, n), st.integers(0, n)).map(lambda ends: range(min(ends), max(ends)))
     rows = draw(st.one_of(ranges, lists, lists.map(np.sort)))
     kind = draw(st.sampled_from([False, True, "full"]))
-    cells = cut(rows, chunk_edges(parts, draw(st.integers(1, 30))), kind is False, draw(st.integers(1, 9)))
+    segments = cut_segments(
+        rows, segment_edges(parts, draw(st.integers(1, 30))), kind is False, draw(st.integers(1, 9))
+    )
     window = draw(st.integers(1, 6)) if kind is True else 1
     world = draw(st.integers(1, 4))
     size = draw(st.integers(1, 30))
     shares = [rank_rows(len(rows), rank, world) for rank in range(world)]
-    return rows, kind, [Schedule(cells, kind, 1, 2, share, size, window) for share in shares]
+    return rows, kind, [Schedule(segments, kind, 1, 2, share, size, window) for share in shares]
 
 
 @pytest.mark.parametrize("n", [200, pytest.param(5000, marks=pytest.mark.slow)])
 def test_every_row_once(n: int) -> None:
     @settings(RELAXED, max_examples=n)
-    @given(schedules())
+    @given(rank_schedules())
     def check(case: tuple[Any, Any, list[Schedule]]) -> None:
         rows, kind, of_ranks = case
         given_rows = []
         for schedule in of_ranks:
-            ticks = list(schedule.rows())
-            assert np.diff(schedule.tick_starts()).tolist() == [len(tick) for tick in ticks]
-            given_rows += [*ticks]
+            steps = list(schedule.rows())
+            assert np.diff(schedule.step_starts()).tolist() == [len(step) for step in steps]
+            given_rows += [*steps]
         got = np.concatenate([*given_rows, np.zeros(0, np.int64)]).tolist()
         assert (got if kind is False else sorted(got)) == (list(rows) if kind is False else sorted(rows))
 
@@ -103,7 +104,7 @@ def test_ranks_and_workers_share_batches_evenly(
 ) -> None:
     counts, n_given = [], 0
     for rank in range(world_size):
-        bounds = Bounds.of(n_rows, batch_size, drop_last, rank, world_size)
+        bounds = BatchBounds.of(n_rows, batch_size, drop_last, rank, world_size)
         edges = [bounds[i] for i in range(bounds.n_batches + 1)]
         sizes = np.diff(edges)
         assert edges[0] == 0
@@ -112,7 +113,7 @@ def test_ranks_and_workers_share_batches_evenly(
         assert (sizes == batch_size).all() or not drop_last
         counts.append(bounds.n_batches)
         n_given += int(sizes.sum())
-        # Batch i is of worker i % n_workers, where each has a run of them.
+        # Worker i % n_workers makes batch i, and each worker makes a contiguous range of batches.
         runs = [worker_batches(bounds.n_batches, worker, n_workers) for worker in range(n_workers)]
         assert [i for run in runs for i in run] == list(range(bounds.n_batches))
         assert [len(run) for run in runs] == [
@@ -126,12 +127,12 @@ def test_ranks_and_workers_share_batches_evenly(
         assert len(set(counts)) == 1
 
 
-def test_a_cell_has_no_more_rows_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert np.diff(np.append(chunk_edges([(100, 40)], 15), 100)).max() == 15
-    assert chunk_edges([(10, 4), (0, 3), (5, 8)], 100).tolist() == [0, 4, 8, 10]
-    monkeypatch.setattr(shuffle, "MAX_CELLS", 10)
-    assert len(chunk_edges([(1000, 1)], 500)) == 10
-    assert len(chunk_edges([(1000, 4)], 1)) == 10
+def test_a_segment_has_at_most_max_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert np.diff(np.append(segment_edges([(100, 40)], 15), 100)).max() == 15
+    assert segment_edges([(10, 4), (0, 3), (5, 8)], 100).tolist() == [0, 4, 8, 10]
+    monkeypatch.setattr(schedules, "MAX_SEGMENTS", 10)
+    assert len(segment_edges([(1000, 1)], 500)) == 10
+    assert len(segment_edges([(1000, 4)], 1)) == 10
 
 
 # ---- Uniform ----
@@ -148,7 +149,7 @@ def test_permutations_are_permutations(n: int) -> None:
 
 
 def test_small_permutations_are_uniform() -> None:
-    """Each of the 120 of five comes up as often."""
+    """The 120 permutations of five elements are equally frequent."""
     number = {p: i for i, p in enumerate(itertools.permutations(range(5)))}
     counts = np.bincount(
         [number[tuple(permutation(5, seed).tolist())] for seed in range(12_000)], minlength=120
@@ -158,14 +159,18 @@ def test_small_permutations_are_uniform() -> None:
 
 @pytest.mark.parametrize("n", [1_000_003, 3_000_017])
 def test_large_permutations_look_uniform(n: int) -> None:
-    """Where rows go, where neighbours go, and how far apart: chi squared over 4,096 boxes."""
+    """Images of rows, images of neighbors and their distances: chi squared over 4,096 bins."""
     place = uniform(n, 11, 5)
-    assert isinstance(place, Feistel) == (n > shuffle.MAX_TABLE)
+    assert isinstance(place, Feistel) == (n > permutations.MAX_TABLE)
     rows = np.arange(n)
     to = place(rows)
     box = to * 64 // n
     assert abs(z_score(np.bincount((rows * 64 // n) * 64 + box, minlength=4096), 63 * 63)) < 4
-    for step in (1, math.isqrt(n - 1) + 1, -(-n // (math.isqrt(n - 1) + 1))):  # The network's halves.
+    for step in (
+        1,
+        math.isqrt(n - 1) + 1,
+        -(-n // (math.isqrt(n - 1) + 1)),
+    ):  # 1 and the sizes of the network's halves.
         apart = (to[step:] - to[:-step]) % n
         assert abs(z_score(np.bincount(apart * 4096 // n, minlength=4096), 4095)) < 4
         assert abs(z_score(np.bincount(box[step:] * 64 + box[:-step], minlength=4096), 4095)) < 4
@@ -179,31 +184,31 @@ CHUNK, CHUNKS = 64, 400
 
 
 def order(kind: Any, window: int, round_chunks: int, epoch: int = 0) -> NDArray[np.int64]:
-    cells = cut(range(CHUNK * CHUNKS), chunk_edges([(CHUNK * CHUNKS, CHUNK)], CHUNK))
+    segments = cut_segments(range(CHUNK * CHUNKS), segment_edges([(CHUNK * CHUNKS, CHUNK)], CHUNK))
     rows = range(CHUNK * CHUNKS)
-    schedule = Schedule(cells, kind, 5, epoch, rows, round_chunks * CHUNK, window)
+    schedule = Schedule(segments, kind, 5, epoch, rows, round_chunks * CHUNK, window)
     return np.concatenate(list(schedule.rows()))
 
 
 @pytest.mark.parametrize(("window", "round_chunks"), [(8, 4), (8, 1), (4, 2)])
 def test_a_reservoir_mixes_as_many_chunks_as_it_holds(window: int, round_chunks: int) -> None:
-    """Rows of one chunk are spread over about as many rows as are held; no batch has many of them."""
+    """The rows of a chunk are spread over about a reservoir of rows, and no batch has many of them."""
     held = window * round_chunks
     got = order(True, window, round_chunks)
     chunk = got // CHUNK
-    # Two rows that follow one another are of one chunk hardly more often than in a bag of all that are held.
+    # Consecutive rows share a chunk about as often as two random rows of the reservoir.
     assert 0.5 / held < (chunk[1:] == chunk[:-1]).mean() < 2 / held
     place = np.empty_like(got)
     place[got] = np.arange(len(got))
     place = place.reshape(CHUNKS, CHUNK)
     spread = place.max(1) - place.min(1)
     assert np.median(spread) > 0.9 * held * CHUNK
-    # Of a batch a third of the reservoir in size, from the middle: as many chunks as there are, evenly.
+    # A batch of a third of the reservoir, from the middle, has rows of all its chunks, evenly.
     batch = chunk[len(chunk) // 2 :][: held * CHUNK // 3]
     counts = np.bincount(batch)
     assert np.count_nonzero(counts) >= held
     assert counts.max() < 0.8 * CHUNK
-    # Where a chunk comes has nothing to do with where it lies, nor with where it came before.
+    # A chunk's position is independent of its position in the store and in another epoch.
     for before in (
         np.arange(CHUNKS),
         order(True, window, round_chunks, 1).argsort().reshape(CHUNKS, -1).mean(1),
@@ -211,16 +216,16 @@ def test_a_reservoir_mixes_as_many_chunks_as_it_holds(window: int, round_chunks:
         assert abs(np.corrcoef(place.mean(1), before)[0, 1]) < 4 / math.sqrt(CHUNKS)
 
 
-def test_where_the_reservoir_holds_everything_the_order_is_uniform() -> None:
+def test_a_reservoir_of_all_rows_gives_a_uniform_order() -> None:
     counts = np.zeros((12, 12))
-    cells = cut(range(12), chunk_edges([(12, 3)], 12))
+    segments = cut_segments(range(12), segment_edges([(12, 3)], 12))
     for epoch in range(3000):
-        [got] = Schedule(cells, True, 0, epoch, range(12), 3, window=8).rows()
+        [got] = Schedule(segments, True, 0, epoch, range(12), 3, window=8).rows()
         counts[np.arange(12), got] += 1
     assert abs(z_score(counts, 11 * 11)) < 4
 
 
-def test_full_has_no_regard_for_chunks() -> None:
+def test_full_is_independent_of_chunks() -> None:
     chunk = order("full", 1, 4) // CHUNK
     expected = (CHUNK - 1) / (CHUNK * CHUNKS - 1)
     n = len(chunk) - 1
@@ -237,9 +242,9 @@ def test_a_billion_rows_take_little_memory(kind: Any) -> None:
     n = 10**9
     tracemalloc.start()
     try:
-        cells = cut(range(n), chunk_edges([(n, 682)], 1 << 20), kind is False)
-        schedule = Schedule(cells, kind, 0, 0, rank_rows(n, 1, 3), 10_000, 8 if kind is True else 1)
-        starts = schedule.tick_starts()
+        segments = cut_segments(range(n), segment_edges([(n, 682)], 1 << 20), kind is False)
+        schedule = Schedule(segments, kind, 0, 0, rank_rows(n, 1, 3), 10_000, 8 if kind is True else 1)
+        starts = schedule.step_starts()
         rows = np.concatenate(list(itertools.islice(schedule.rows(), 2)))
         peak = tracemalloc.get_traced_memory()[1]
     finally:

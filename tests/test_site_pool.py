@@ -1,8 +1,8 @@
 """Pooling as it is called, and pooled sites: shapes, labels, ids, rows, pickles, errors, merging."""
 
+import importlib
 import itertools
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     with actstore.create(path, specs) as writer:
         acts = {"resid": ACTS, "docs": np.zeros((5, 1, 4), np.float32)}
-        writer.append(acts, np.diff(OFFSET), IDS, tokens={"special": SPECIAL})
+        writer.append(acts, np.diff(OFFSET), IDS, token_columns={"special": SPECIAL})
     return path
 
 
@@ -87,8 +87,8 @@ def test_rows_are_examples_of_the_whole_store(site: actstore.Site) -> None:
     close(pooled.example(0), expected("mean", [4]))
     assert pooled.select(examples="b").rows.tolist() == [1]
     assert pooled.select(examples=["b", "d", "b"]).rows.tolist() == [1, 4, 1]
-    assert pooled.select(tokens=[False, True]).rows.tolist() == [1]
-    hits = pooled.select(layers=6).search(expected("mean", [4])[:, 1], k=3, metric="l2")
+    assert pooled.select(rows=[False, True]).rows.tolist() == [1]
+    hits = pooled.select(layers=6).search(expected("mean", [4])[:, 1], k=3, metric="l2", combine="sum")
     assert (hits.rows.tolist(), hits.ids) == ([[4, 1, -1]], [["d", "b", None]])
     assert (hits.examples.tolist(), hits.positions.tolist()) == ([[4, 1, -1]], [[0, 0, -1]])
     np.testing.assert_allclose(hits.scores[0, 0], 0, atol=1e-12)
@@ -100,11 +100,11 @@ def test_rows_are_examples_of_the_whole_store(site: actstore.Site) -> None:
 
 
 def test_rows_stand_in_the_order_of_the_view(site: actstore.Site) -> None:
-    backwards = site.select(examples=["a", "c"]).select(tokens=slice(None, None, -1))
+    backwards = site.select(examples=["a", "c"]).select(rows=slice(None, None, -1))
     for kind in ("first", "last", "weighted"):
         truth = np.stack([of_rows(kind, ACTS[0:3][::-1]), of_rows(kind, ACTS[4:9][::-1])])
         close(backwards.pool(kind).read(), truth)
-    mixed = site.select(examples=["a", "c"]).select(tokens=[7, 0, 4, 2])
+    mixed = site.select(examples=["a", "c"]).select(rows=[7, 0, 4, 2])
     close(mixed.pool("first").read(), ACTS[[0, 8]])
     close(mixed.pool("last").read(), ACTS[[2, 5]])
 
@@ -134,7 +134,7 @@ def test_mixing_in_runs(site: actstore.Site, monkeypatch: pytest.MonkeyPatch) ->
     whole = site.pool("mean", mix=[1, 2, 3], on_empty="zero").read()
     calls: list[tuple[int, int]] = []
     # `actstore.pool` is the function, which hides the module of that name.
-    monkeypatch.setattr(sys.modules["actstore.pool"], "BLOCK_BYTES", 2 * 4 * 3 * DIM)
+    monkeypatch.setattr(importlib.import_module("actstore.ops.pool"), "BLOCK_BYTES", 2 * 4 * 3 * DIM)
     runs = site.pool("mean", mix=[1, 2, 3], on_empty="zero", progress=lambda *at: calls.append(at)).read()
     assert runs.tobytes() == whole.tobytes()
     assert calls == sorted(calls)
@@ -147,11 +147,11 @@ def test_special_tokens(site: actstore.Site) -> None:
         pooled = site.select(examples=FULL).pool(kind, special=False)  # type: ignore[arg-type]
         truth = [of_rows(kind, ACTS[a:b][kept[a:b]]) for a, b in ((0, 3), (3, 4), (4, 9), (9, 12))]
         close(pooled.read(), np.stack(truth))
-    backwards = site.select(examples=["c"]).select(tokens=slice(None, None, -1))
+    backwards = site.select(examples=["c"]).select(rows=slice(None, None, -1))
     close(backwards.pool("first", special=False).read(), ACTS[[7]])
-    nothing = site.select(tokens=[5, 1]).select(tokens=slice(0, 0))
+    nothing = site.select(rows=[5, 1]).select(rows=slice(0, 0))
     assert nothing.pool("mean", special=False, on_empty="zero").shape == (5, 3, DIM)
-    only = site.select(tokens=SPECIAL)
+    only = site.select(rows=SPECIAL)
     with pytest.raises(errors.InvalidInputError, match=r"5 of 5 .* besides special tokens.* 'a'"):
         only.pool("mean", special=False)
     assert not only.pool("mean", special=False, on_empty="zero").read().any()
@@ -161,7 +161,7 @@ def test_what_it_says_of_itself(site: actstore.Site) -> None:
     pooled = site.select(examples=FULL, layers=[6, 12]).pool("mean", mix=[1, 2])
     assert (
         repr(pooled)
-        == f"Site('resid' of {site._origin.snapshot.name!r}, mean, [4, 1, 8] float32, layers [0])"
+        == f"Site('resid' of {site.backend.snapshot.name!r}, mean, [4, 1, 8] float32, layers [0])"
     )
     assert pooled.recipe == {
         "operation": "pool",
@@ -171,6 +171,7 @@ def test_what_it_says_of_itself(site: actstore.Site) -> None:
         "kind": "mean",
         "mix": [1.0, 2.0],
         "special": True,
+        "skip_first": 0,
         "on_empty": "raise",
     }
     assert site.recipe is None
@@ -206,7 +207,7 @@ def test_it_outlives_its_store(path: Path) -> None:
     with actstore.open(path) as store:
         pooled = store["resid"].select(examples=FULL).pool("mean")
     close(pooled.read(), expected("mean", [0, 1, 2, 4]))
-    assert pooled.search(ACTS[0, 0], k=1).ids[0][0] in FULL
+    assert pooled.search(ACTS[0, 0], k=1, metric="dot", combine="sum").ids[0][0] in FULL
     assert pooled.example("d").shape == (1, 3, DIM)
     assert pickle.loads(pickle.dumps(pooled)).rows.tolist() == [0, 1, 2, 4]
 
@@ -215,9 +216,9 @@ def test_it_pickles_by_value(pooled: actstore.Site) -> None:
     for view in (
         pooled,
         pooled.select(examples=["c", "d"], layers=12),
-        pooled.select(tokens=[2]),
-        pooled.select(tokens=[2, 0, 0]),
-        pooled.select(tokens=[]),
+        pooled.select(rows=[2]),
+        pooled.select(rows=[2, 0, 0]),
+        pooled.select(rows=[]),
     ):
         again: actstore.Site = pickle.loads(pickle.dumps(view))
         assert again.read().tobytes() == view.read().tobytes()
@@ -225,7 +226,9 @@ def test_it_pickles_by_value(pooled: actstore.Site) -> None:
         assert again.n_examples == view.n_examples
         assert again.recipe == view.recipe
         if len(view):
-            found, truth = (site.search(np.ones(DIM), k=4) for site in (again, view))
+            found, truth = (
+                site.search(np.ones(DIM), k=4, metric="dot", combine="sum") for site in (again, view)
+            )
             assert (found.rows.tolist(), found.ids) == (truth.rows.tolist(), truth.ids)
     again = pickle.loads(pickle.dumps(pooled.select(layers=6)))
     close(again.example("c"), pooled.select(layers=6).example("c"))
@@ -303,7 +306,7 @@ def test_wrong_arguments(store: actstore.Store, asked: str) -> None:
 
 def test_no_column_of_special_tokens(tmp_path: Path) -> None:
     with actstore.create(tmp_path / "x.act", {"resid": actstore.SiteSpec(1, 4, "float32")}) as writer:
-        writer.append({"resid": np.ones((3, 1, 4), np.float32)}, [3], tokens={"id": [1, 2, 3]})
+        writer.append({"resid": np.ones((3, 1, 4), np.float32)}, [3], token_columns={"id": [1, 2, 3]})
     site = actstore.open(tmp_path / "x.act")["resid"]
     with pytest.raises(errors.NotFoundError, match=r"'special'.*id"):
         site.pool("mean", special=False)
@@ -322,7 +325,10 @@ def test_the_reducer_is_the_method(site: actstore.Site, kind: Any) -> None:
     assert found.read().tobytes() == truth.read().tobytes()
     assert (found.layers, found.rows.tolist()) == (truth.layers, truth.rows.tolist())
     assert found.recipe == truth.recipe
-    assert found.search(ACTS[0, 0], k=3).ids == truth.search(ACTS[0, 0], k=3).ids
+    assert (
+        found.search(ACTS[0, 0], k=3, metric="dot", combine="sum").ids
+        == truth.search(ACTS[0, 0], k=3, metric="dot", combine="sum").ids
+    )
     [zeros] = site.scan([Pool(kind, on_empty="zero")])
     close(zeros.read(), expected(kind, [0, 1, 2, 3, 4]))
 
@@ -334,7 +340,7 @@ def test_pieces_of_examples_merge(site: actstore.Site, kind: Any, cuts: list[int
     reducer = Pool(kind, on_empty="zero")
     bounds = [0, *cuts, 12]
     states = [
-        pickle.loads(pickle.dumps(site.select(tokens=slice(a, b)).scan([reducer], partial=True)[0]))
+        pickle.loads(pickle.dumps(site.select(rows=slice(a, b)).scan([reducer], partial=True)[0]))
         for a, b in itertools.pairwise(bounds)
     ]
     while len(states) > 1:  # As a tree.
@@ -355,7 +361,7 @@ def test_infinities_merge_without_a_word() -> None:
     for kind in KINDS:
         reducer = Pool(kind)
         states = [
-            actstore.scan(acts[a:b], [reducer], offset=[0, b - a], partial=True)[0]
+            actstore.scan(acts[a:b], [reducer], offsets=[0, b - a], partial=True)[0]
             for a, b in ((0, 2), (2, 4))
         ]
         found = reducer.finish(reducer.merge(*states)).read()
@@ -389,7 +395,7 @@ def test_plain_arrays() -> None:
     pooled = actstore.pool(ACTS, OFFSET, "mean", on_empty="zero")
     close(pooled.read(), expected("mean", [0, 1, 2, 3, 4]))
     assert (pooled.layers, pooled.rows.tolist()) == ([0, 1, 2], [0, 1, 2, 3, 4])
-    assert pooled.search(ACTS[0, 0], k=5).rows.min() == 0
+    assert pooled.search(ACTS[0, 0], k=5, metric="dot", combine="sum").rows.min() == 0
     flat = actstore.pool(ACTS[:, 1].astype(np.float64), OFFSET.tolist(), "last", on_empty="zero")
     assert flat.shape == (5, 1, DIM)
     close(flat.read(), expected("last", [0, 1, 2, 3, 4])[:, 1:2])
@@ -410,7 +416,7 @@ def test_plain_arrays() -> None:
         ([1, 12], Invalid, ("[1, 12]",)),
         ([0, 5, 4, 12], Invalid, ("[0, 5, 4, 12]",)),
         ([], Invalid, ("12 rows",)),
-        ([[0, 12]], Shape, ("one axis",)),
+        ([[0, 12]], Shape, ("expected shape [n]",)),
         ([0.0, 12.0], Invalid, ("integers",)),
         ([0, 0, 12], Invalid, ("1 of 2", "'0'")),
     ],
@@ -424,5 +430,5 @@ def test_offsets_that_cannot_be(offset: Any, error: type[Exception], words: tupl
 def test_pooling_a_plain_array_needs_offsets() -> None:
     with pytest.raises(errors.InvalidInputError, match="pooled already"):
         actstore.scan(ACTS, [Pool("mean")])
-    [pooled] = actstore.scan(ACTS, [Pool("mean")], offset=[0, 12])
+    [pooled] = actstore.scan(ACTS, [Pool("mean")], offsets=[0, 12])
     close(pooled.read()[0], ACTS.astype(np.float64).mean(0).astype(np.float32))

@@ -87,11 +87,11 @@ def test_each_row_is_given_once(site: actstore.Site, threads: int) -> None:
     views = [
         site,
         site.select(layers=[12, 0]),
-        site.select(layers=6, tokens=slice(3, 11)),
-        site.select(tokens=[11, 2, 7, 3]),
-        site.select(tokens=[5, 5, 1]),
+        site.select(layers=6, rows=slice(3, 11)),
+        site.select(rows=[11, 2, 7, 3]),
+        site.select(rows=[5, 5, 1]),
         site.select(examples=["d", "a"]),
-        site.select(tokens=[]),
+        site.select(rows=[]),
     ]
     for view in views:
         [blocks] = view.scan([Blocks()], threads=threads)
@@ -100,7 +100,7 @@ def test_each_row_is_given_once(site: actstore.Site, threads: int) -> None:
 
 def test_rows_of_ungrouped_views_beside_pooling(site: actstore.Site) -> None:
     """Pooling puts rows in the order of examples; blocks still say where they stand in the view."""
-    view = site.select(examples=["d", "a"]).select(tokens=[5, 0, 3, 2])
+    view = site.select(examples=["d", "a"]).select(rows=[5, 0, 3, 2])
     blocks, pooled = view.scan([Blocks(), Pool("first")])
     np.testing.assert_array_equal(gathered(blocks, view), view.read())
     np.testing.assert_array_equal(pooled.read(), ACTS[[9, 2]])
@@ -110,10 +110,10 @@ def test_states_and_results(site: actstore.Site) -> None:
     assert site.scan([Rows(), Rows()]) == ["36 rows"] * 2
     assert site.scan([]) == []
     reducer = Rows()
-    states = [site.select(tokens=slice(a, b)).scan([reducer], partial=True)[0] for a, b in ((0, 5), (5, 12))]
+    states = [site.select(rows=slice(a, b)).scan([reducer], partial=True)[0] for a, b in ((0, 5), (5, 12))]
     assert states == [15, 21]
     assert reducer.finish(reducer.merge(*states)) == "36 rows"
-    assert site.select(tokens=[]).scan([Rows()]) == ["0 rows"]
+    assert site.select(rows=[]).scan([Rows()]) == ["0 rows"]
 
 
 def test_what_a_reducer_raises(site: actstore.Site) -> None:
@@ -129,10 +129,9 @@ def test_what_a_reducer_raises(site: actstore.Site) -> None:
 @pytest.mark.parametrize(
     ("reducers", "words"),
     [
-        (Summary(), ("a list of reducers", "Summary")),
         ([Summary], ("Summary is a class",)),
-        ([len], ("no reducer", "new")),
-        (["summary"], ("'summary'", "no reducer")),
+        ([len], ("not a reducer", "new")),
+        ("summary", ("'summary'", "not a reducer")),
     ],
 )
 def test_what_is_no_reducer(site: actstore.Site, reducers: Any, words: tuple[str, ...]) -> None:
@@ -168,10 +167,10 @@ def test_map_blocks(site: actstore.Site) -> None:
     order = [(int(block.rows[0]), view.layers.index(block.layer)) for block in blocks]
     assert order == sorted(order)
     assert len(blocks) > 2
-    scattered = site.select(tokens=[11, 2, 7, 3]).map_blocks(lambda block: block.rows.tolist())
+    scattered = site.select(rows=[11, 2, 7, 3]).map_blocks(lambda block: block.rows.tolist())
     assert sorted({row for rows in scattered for row in rows}) == [2, 3, 7, 11]
     assert [min(rows) for rows in scattered] == sorted(min(rows) for rows in scattered)
-    assert site.select(tokens=[]).map_blocks(len) == []
+    assert site.select(rows=[]).map_blocks(len) == []
     with pytest.raises(errors.InvalidInputError, match="function"):
         site.map_blocks([])  # type: ignore[arg-type]
 

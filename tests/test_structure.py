@@ -1,7 +1,6 @@
-"""The house keeps its floors: each module knows only those below it. The sources are read, not run.
+"""The house keeps its floors: each room knows only those below it. The sources are read, not run.
 
-From the ground: error, dtype, selection, process; kernels; format; store; ops; then the binding;
-then Python's errors, the store, what is made of stores, and the command line on top.
+The floors of the core are below; those of the Python package are read from the map in CONTRIBUTING.md.
 """
 
 import ast
@@ -142,9 +141,20 @@ def test_unsafe_stays_on_its_islands() -> None:
 
 # ---- Python ----
 
-ABOVE_STORES = ("interchange", "capture", "retrieval", "probe", "metrics")
-"""Packages that are made of stores; they do not know one another."""
 ALWAYS_THERE = {"numpy", "ml_dtypes"}
+OF_TORCH = ("capturing", "loader.torch_dataset")
+"""Rooms that may import torch at the top of a file; they are themselves imported inside functions."""
+
+
+def floors() -> list[set[str]]:
+    """The floors of CONTRIBUTING's map, from the top: each line names the rooms of one floor."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    drawn = text.split("```text floors\n")[1].split("```")[0]
+    return [set(line[:36].split()) for line in drawn.splitlines() if line[:36].split()]
+
+
+FLOORS = floors()
+ROOMS = {room: height for height, rooms in enumerate(reversed(FLOORS)) for room in rooms}
 
 
 def python_files() -> list[Path]:
@@ -159,22 +169,21 @@ def module_of(path: Path) -> tuple[str, ...]:
 MODULES = {module_of(path): path for path in python_files()}
 
 
-def floor(module: tuple[str, ...]) -> int:
-    """How high a module stands."""
-    if module == ("errors",):
-        return 0
-    if module and module[0] in ("cli", "__main__"):
-        return 3
-    # The package itself is a table of contents of all but the command line.
-    return 2 if not module or module[0] in ABOVE_STORES else 1
+def room_of(module: tuple[str, ...]) -> str | None:
+    """The room of a module: the longest dotted name in the map that it is in; None for the package itself."""
+    for end in range(len(module), 0, -1):
+        name = ".".join(module[:end])
+        if name in ROOMS:
+            return name
+    return None
 
 
 def package_imports(path: Path, top: bool = False) -> Iterator[tuple[str, ...]]:
-    """Modules of the package that a file imports, wherever in it or at its `top`; not for mypy alone."""
+    """Modules of the package that a file imports: anywhere in it, also for type checkers, or at its `top`."""
     module = module_of(path)
     package = module if path.name == "__init__.py" else module[:-1]
     tree = ast.parse(path.read_text())
-    for node in tree.body if top else running(tree):
+    for node in tree.body if top else ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.split(".")[0] == "actstore":
@@ -192,67 +201,130 @@ def package_imports(path: Path, top: bool = False) -> Iterator[tuple[str, ...]]:
 
 
 def resolved(name: tuple[str, ...]) -> tuple[str, ...]:
-    """The module that a dotted name is of: itself, or that which it is a member of."""
+    """The module that a dotted name belongs to."""
     while name and name not in MODULES and name != ("_native",):
         name = name[:-1]
     return name
 
 
-def running(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING``."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            continue
-        yield child
-        yield from running(child)
+def test_every_module_has_its_room() -> None:
+    lost = [".".join(module) for module in MODULES if module and room_of(module) is None]
+    assert lost == [], "give the new room a floor in CONTRIBUTING.md"
+    empty = [room for room in ROOMS if not any(room_of(module) == room for module in MODULES)]
+    assert empty == [], "CONTRIBUTING.md names rooms that do not exist"
 
 
 def test_python_floors() -> None:
+    """A file imports from its own room and from lower floors."""
     wrong = []
     for module, path in MODULES.items():
+        room = room_of(module)
         for used in package_imports(path):
-            if used == ("_native",):
+            other = room_of(used)
+            if used == ("_native",) or other == room:
                 continue
-            own_package = bool(module) and module[0] == used[:1][0] if used else False
-            if used and floor(used) > floor(module):
-                wrong.append(f"{path.name}: {'.'.join(used)} is above it")
-            elif module and used and floor(used) == floor(module) == 2 and not own_package:
-                wrong.append(f"{path.name}: {'.'.join(used)} is beside it")
-            elif not used and floor(module) < 3:
+            if not used:
                 # The command line may ask for the version; anyone else would go in a circle.
-                wrong.append(f"{path.name}: imports the package itself")
+                if not (room or "").startswith("cli"):
+                    wrong.append(f"{'.'.join(module)} imports the package itself")
+            elif room is not None and other is not None and ROOMS[other] >= ROOMS[room]:
+                wrong.append(f"{'.'.join(module)} imports {'.'.join(used)}")
     assert wrong == []
+
+
+def test_the_walks_lead_through_files_that_exist() -> None:
+    """Each walk of CONTRIBUTING visits a file once."""
+    walks = (ROOT / "CONTRIBUTING.md").read_text().split("## Three walks")[1].split("\n## ")[0]
+    for walk in walks.split("\n**")[1:]:
+        files = re.findall(r"^\d+\. `([^`]+)`", walk, re.MULTILINE)
+        assert len(files) >= 10
+        assert len(set(files)) == len(files)
+        for name in files:
+            assert (PACKAGE / name).is_file() or (ROOT / "rust" / name).is_file(), name
 
 
 def test_errors_know_nothing() -> None:
     assert list(package_imports(PACKAGE / "errors.py")) == []
 
 
-def test_only_the_layers_that_must_know_the_native_core() -> None:
-    for module, path in MODULES.items():
-        if ("_native",) in set(package_imports(path)):
-            assert floor(module) in (1, 2), path
-
-
 def test_nothing_goes_in_a_circle() -> None:
+    """Neither at run time nor for type checkers."""
     uses = {module: {u for u in package_imports(path) if u} - {module} for module, path in MODULES.items()}
-    left = {module: used & set(uses) for module, used in uses.items()}
+    # A folder's table of contents is imported before whatever is in the folder, and imports it.
+    left = {
+        module: used & set(uses) for module, used in uses.items() if MODULES[module].name != "__init__.py"
+    }
+    left = {module: {u for u in used if u in left} for module, used in left.items()}
     while done := {module for module, used in left.items() if not used}:
         left = {module: used - done for module, used in left.items() if module not in done}
     assert left == {}
 
 
+def owned(tree: ast.AST) -> Iterator[tuple[ast.Attribute, set[str]]]:
+    """Each access to an attribute, with the names that the class around it defines."""
+
+    def walk(node: ast.AST, own: set[str]) -> Iterator[tuple[ast.Attribute, set[str]]]:
+        if isinstance(node, ast.ClassDef):
+            own = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+            own |= {
+                item.attr
+                for item in ast.walk(node)
+                if isinstance(item, ast.Attribute)
+                and isinstance(item.value, ast.Name)
+                and item.value.id in ("self", "cls")
+            }
+        if isinstance(node, ast.Attribute):
+            yield node, own
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, own)
+
+    yield from walk(tree, set())
+
+
+def test_nobody_reaches_for_the_underscore_of_another() -> None:
+    """An object has an inside and an outside; a class may look into its own instances."""
+    wrong = []
+    for path in python_files():
+        for node, own in owned(ast.parse(path.read_text())):
+            private = node.attr.startswith("_") and not node.attr.endswith("__")
+            value = node.value
+            mine = isinstance(value, ast.Name) and value.id in ("self", "cls")
+            if private and not mine and node.attr not in own and ast.unparse(node) not in FOREIGN:
+                wrong.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}")
+    assert wrong == []
+
+
+FOREIGN = {
+    "storage._cdata",
+    "func._schema",
+    "module._non_persistent_buffers_set",
+    "tensor._version",
+    "BFloat16._zarr_v3_name",
+}
+"""Private parts of torch and zarr for which these have no public name."""
+
+
+def test_a_class_name_stands_once() -> None:
+    where: dict[str, list[str]] = {}
+    for path in python_files():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                where.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: files for name, files in where.items() if len(files) > 1} == {}
+
+
 def test_heavy_libraries_are_imported_where_they_are_used() -> None:
     """At the top of a file only what is always installed; torch, zarr and the like inside functions.
 
-    Files that are all about torch may import it at their top. Those are imported inside functions themselves.
+    Files of a room about torch may import it at their top, if they are imported inside functions themselves.
     """
     import sys
 
     known = set(sys.stdlib_module_names) | ALWAYS_THERE | {"actstore"}
-    light = {module for module in reached(()) | reached(("cli",)) if module}
+    light = reached_by_public_names() | reached(("cli",))
     for path in python_files():
-        of_torch = module_of(path)[0:1] == ("capture",) and module_of(path) not in light
+        module = module_of(path)
+        of_torch = ".".join(module).startswith(OF_TORCH) and module not in light
         names: list[str] = []
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Import):
@@ -261,12 +333,20 @@ def test_heavy_libraries_are_imported_where_they_are_used() -> None:
                 names.append(node.module or "")
         heavy = {name.split(".")[0] for name in names} - known
         # This one is imported only once zarr is.
-        allowed = {"zarr"} if path.name == "zarr_bfloat16.py" else {"torch"} if of_torch else set()
+        allowed = {"zarr"} if module == ("zarr_compat", "bfloat16") else {"torch"} if of_torch else set()
         assert heavy <= allowed, path
 
 
+def reached_by_public_names() -> set[tuple[str, ...]]:
+    """The modules that any public name brings in."""
+    import actstore
+
+    modules = {resolved(tuple(name.split("."))) for name in actstore._MODULES.values()}  # type: ignore[attr-defined]
+    return set().union(*(reached(module) for module in modules))
+
+
 def reached(module: tuple[str, ...]) -> set[tuple[str, ...]]:
-    """The modules that are imported with one, as imports at the top of files have it."""
+    """The modules that are imported with one, by imports at the top of files."""
     seen: set[tuple[str, ...]] = set()
     todo = [module]
     while todo:

@@ -66,7 +66,7 @@ def site(folder: Path, request: pytest.FixtureRequest) -> actstore.Site:
         return actstore.open(folder / "parts")["resid"]
     if request.param == "picked":
         picked = np.sort(np.random.default_rng(5).choice(ROWS, 30_000, replace=False))
-        return actstore.open(folder / "blosc.act")["resid"].select(tokens=picked)
+        return actstore.open(folder / "blosc.act")["resid"].select(rows=picked)
     return actstore.open(folder / f"{request.param}.act")["resid"]
 
 
@@ -123,7 +123,7 @@ def queries(n: int, seed: int = 1) -> Any:
 
 
 def whitener(site: actstore.Site) -> actstore.Whitener:
-    return actstore.Whitener.fit(site, dim=24, eps=1e-3, threads=1)
+    return actstore.Whitener(n_components=24, eps=0.001).fit(site, threads=1)
 
 
 def cut(site: actstore.Site) -> Any:
@@ -177,21 +177,25 @@ CASES: dict[str, list[Callable[[actstore.Site, int], Any]]] = {
     ]
     + [lambda site, n: site.pool("mean", mix=[0.3, 0.7], on_empty="zero", threads=n)],
     "Site.search": [
-        lambda site, n, metric=metric: site.search(queries(33), k=7, metric=metric, threads=n)  # type: ignore[misc]
+        lambda site, n, metric=metric: site.search(queries(33), k=7, metric=metric, threads=n, combine="sum")  # type: ignore[misc]
         for metric in ("dot", "cos", "l2")
     ]
     + [
-        lambda site, n: site.search(queries(3), k=9, combine="max", threads=n),
-        lambda site, n: site.search(queries(3), k=9, metric="cos", transform=whitener(site), threads=n),
-        lambda site, n: site.search(queries(1), k=500, weights=[0.2, 0.9], threads=n),
+        lambda site, n: site.search(queries(3), k=9, combine="max", threads=n, metric="dot"),
+        lambda site, n: site.search(
+            queries(3), k=9, metric="cos", transform=whitener(site), threads=n, combine="sum"
+        ),
+        lambda site, n: site.search(queries(1), k=500, weights=[0.2, 0.9], threads=n, metric="dot"),
     ],
     "Site.maxsim": [
-        lambda site, n: site.maxsim([queries(64), queries(5, 2)], k=6, threads=n),
+        lambda site, n: site.maxsim(
+            [queries(64), queries(5, 2)], k=6, threads=n, metric="dot", combine="sum"
+        ),
         lambda site, n: site.maxsim([queries(9)], k=6, metric="cos", combine="max", threads=n),
     ],
     "Site.neighbors": [
         lambda site, n, metric=metric: site.select(  # type: ignore[misc]
-            layers=7, tokens=slice(0, 1500)
+            layers=7, rows=slice(0, 1500)
         ).neighbors(3, metric=metric, threads=n)
         for metric in ("l2", "cos")
     ],
@@ -200,25 +204,38 @@ CASES: dict[str, list[Callable[[actstore.Site, int], Any]]] = {
         lambda site, n: first_batches(site.batches(700, shuffle="full", seed=3, threads=n)),
         lambda site, n: first_batches(site.batches(700, threads=n)),
     ],
-    "Whitener.fit": [lambda site, n: list(whitened(actstore.Whitener.fit(site, eps=1e-3, threads=n)))],
-    "Whitener.compute_norms": [lambda site, n: whitener(site).compute_norms(site, threads=n)],
-    "Whitener.norms": [lambda site, n: whitener(site).norms(site, threads=n)],
+    "Whitener.fit": [lambda site, n: list(whitened(actstore.Whitener(eps=0.001).fit(site, threads=n)))],
+    "Site.to_torch": [
+        lambda site, n: site.select(layers=site.layers[0]).to_torch("float32", threads=n).numpy()
+    ],
     "rerank": [
         lambda site, n: actstore.rerank(
-            site, queries(4), site.rows[np.arange(400).reshape(4, 100) * 37], k=9, threads=n
+            site,
+            queries(4),
+            site.rows[np.arange(400).reshape(4, 100) * 37],
+            k=9,
+            threads=n,
+            metric="dot",
+            combine="sum",
         )
     ],
     # ---- over arrays ----
     "scan": [lambda site, n: actstore.scan(cut(site), [actstore.Moments(), actstore.Summary()], threads=n)],
     "moments": [lambda site, n: actstore.moments(cut(site), threads=n)],
     "cross_moments": [lambda site, n: actstore.cross_moments(cut(site), cut(site), threads=n)],
-    "search": [lambda site, n: actstore.search(cut(site)[:, 0], queries(40), 9, metric="cos", threads=n)],
+    "search": [
+        lambda site, n: actstore.search(
+            cut(site)[:, 0], queries(40), 9, metric="cos", threads=n, combine="sum"
+        )
+    ],
     "neighbors": [lambda site, n: actstore.neighbors(cut(site)[:1500, 0], 3, threads=n)],
     "pool": [
         lambda site, n: actstore.pool(cut(site), offset_of(len(site)), "mean", on_empty="zero", threads=n)
     ],
     "maxsim": [
-        lambda site, n: actstore.maxsim(cut(site)[:, 0], offset_of(len(site)), [queries(16)], 4, threads=n)
+        lambda site, n: actstore.maxsim(
+            cut(site)[:, 0], offset_of(len(site)), [queries(16)], 4, threads=n, metric="dot", combine="sum"
+        )
     ],
     "Store.verify": [lambda site, n: _store(site).verify(strict=True, threads=n)],
 }
@@ -234,6 +251,8 @@ OF_FILES = {
 }
 """What writes: tested below by what it has written."""
 ELSEWHERE = {
+    "Site.read_rows": "Site.read is made of it",
+    "Site.read_rows_into": "Site.read is made of it",
     "capture": "its threads compress, as those of create do",
     "to_faiss": "the index is faiss's",
     "to_usearch": "the graph is usearch's, and depends on its threads",
@@ -244,15 +263,15 @@ ELSEWHERE = {
 
 def whitened(fitted: actstore.Whitener) -> Iterator[Any]:
     yield from (
-        fitted.mean,
-        fitted.components,
-        fitted.variance,
+        fitted.mean_,
+        fitted.components_,
+        fitted.explained_variance_,
         fitted.transform(queries(5)[:, None].repeat(2, 1)),
     )
 
 
 def _store(site: actstore.Site) -> actstore.Store:
-    return actstore.open(site._origin.snapshot.source)  # type: ignore[attr-defined]
+    return actstore.open(site.backend.snapshot.source)  # type: ignore[attr-defined]
 
 
 def test_every_verb_with_threads_is_here() -> None:
@@ -304,8 +323,8 @@ def files_of(path: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("codec", ["blosc", "raw"])
 def test_the_same_files_for_any_number_of_threads(memory_path: Path, rows: Any, codec: Any) -> None:
     few = rows[:9000]
-    norms = actstore.Whitener.fit(
-        actstore.open(build(memory_path / "one.act", few))["resid"], eps=1e-3, threads=1
+    norms = actstore.Whitener(eps=0.001).fit(
+        actstore.open(build(memory_path / "one.act", few))["resid"], threads=1
     )
 
     def written(n: int) -> dict[str, bytes]:
@@ -345,7 +364,18 @@ def search_with_a_map(tell: Tell, path: str) -> list[Any]:
     found = []
     for n in (8, 1, 8, 3):
         tell(f"maxsim on {n} threads")
-        found.append(flat(site.maxsim([queries(64, i) for i in range(6)], k=5, transform=fitted, threads=n)))
+        found.append(
+            flat(
+                site.maxsim(
+                    [queries(64, i) for i in range(6)],
+                    k=5,
+                    transform=fitted,
+                    threads=n,
+                    metric="dot",
+                    combine="sum",
+                )
+            )
+        )
     return found
 
 

@@ -1,6 +1,7 @@
-"""The dataset for torch: each row once over ranks and workers, whatever starts them; epochs; states; columns.
+"""The torch dataset: each row once over ranks and workers; epochs, states, columns.
 
-Most of it acts the workers in this process; a few tests, the slow ones, have true ones.
+Most tests simulate the workers in this process; a few slow ones start real workers. More than 600 lines: all
+of them compare the same few datasets with one oracle.
 """
 
 import contextlib
@@ -23,9 +24,9 @@ import actstore
 import numpy as np
 import pytest
 import torch
-from actstore.batches import batches
+from actstore.loader.batches import batches
+from actstore.loader.torch_dataset import TorchDataset, sites_of, torch_dataset
 from actstore.site import Site
-from actstore.torch_dataset import TorchDataset, sites_of, torch_dataset
 from builders import put, shard_path, values
 from children import LIMIT
 from torch.utils.data import DataLoader
@@ -91,14 +92,14 @@ def flat(lists: list[list[int]]) -> list[int]:
 
 @contextlib.contextmanager
 def as_worker(number: int, n_workers: int, seed: int = 1000) -> Iterator[None]:
-    """What a worker of a DataLoader sees."""
+    """Make this process look like a worker of a DataLoader."""
     info = SimpleNamespace(id=number, num_workers=n_workers, seed=seed + number)
-    with mock.patch("actstore.torch_dataset.get_worker_info", return_value=info):
+    with mock.patch("actstore.loader.torch_dataset.get_worker_info", return_value=info):
         yield
 
 
 class Loader:
-    """A DataLoader's workers, one after the other: copies of a dataset, asked in turn."""
+    """Simulates the workers of a DataLoader: copies of the dataset in this process, iterated in turn."""
 
     def __init__(self, dataset: TorchDataset, n_workers: int, persistent: bool = False) -> None:
         self.dataset, self.n_workers, self.persistent = dataset, n_workers, persistent
@@ -150,7 +151,7 @@ def test_each_row_once(site: Site, shuffle: Any, n_workers: int, world_size: int
         assert len(set(counts)) == 1
 
 
-def test_without_workers_it_is_what_batches_gives(site: Site) -> None:
+def test_without_workers_it_equals_batches(site: Site) -> None:
     for options in ({}, {"shuffle": True, "seed": 4}, {"shuffle": "full", "drop_last": True}):
         expected = list(batches(site, 10, **options, device="cpu"))  # type: ignore[arg-type]
         got = list(torch_dataset(site, 10, **options))  # type: ignore[arg-type]
@@ -159,16 +160,16 @@ def test_without_workers_it_is_what_batches_gives(site: Site) -> None:
     assert torch.equal(wide, torch.from_numpy(site.read("float32")))
 
 
-def test_a_worker_is_repeatable_and_has_its_share_of_the_cores(site: Site) -> None:
+def test_workers_are_reproducible_and_share_the_cores(site: Site) -> None:
     first, again = (rows_of(Loader(make(site), 2)) for _ in range(2))
     assert first == again
     assert rows_of(Loader(make(site, seed=1), 2)) != first
     dataset = make(site)
-    with as_worker(0, 2), mock.patch("actstore.torch_dataset._cores", return_value=12):
-        assert dataset._feed().threads == 6
+    with as_worker(0, 2), mock.patch("actstore.loader.torch_dataset._cores", return_value=12):
+        assert dataset.plan().threads == 6
     with as_worker(0, 200):
-        assert dataset._feed().threads == 1
-    assert make(site, threads=3)._feed().threads == 3
+        assert dataset.plan().threads == 1
+    assert make(site, threads=3).plan().threads == 3
 
 
 # ---- Epochs ----
@@ -190,7 +191,7 @@ def test_each_iteration_is_the_next_epoch(site: Site, n_workers: int, persistent
     batches = loader(dataset)
     assert rows_of(batches) == epochs[0]
     assert rows_of(batches) == epochs[1]
-    for batch in batches:  # A broken epoch counts.
+    for batch in batches:  # An unfinished epoch counts.
         assert batch["rows"].tolist() == epochs[2][0]
         break
     assert rows_of(batches) == epochs[3]
@@ -204,8 +205,8 @@ def test_each_iteration_is_the_next_epoch(site: Site, n_workers: int, persistent
         assert rows_of(batches) == epochs[2]
 
 
-def test_workers_that_come_late_are_in_their_own_iteration(site: Site) -> None:
-    """The first of two iterations is broken off before its second worker has begun."""
+def test_a_late_worker_stays_in_its_iteration(site: Site) -> None:
+    """The first of two iterations is abandoned before its second worker has begun."""
     dataset = make(site)
     expected = rows_of(Loader(make(site), 2))
     one, two = pickle.loads(pickle.dumps(dataset)), pickle.loads(pickle.dumps(dataset))
@@ -220,9 +221,9 @@ def test_workers_that_come_late_are_in_their_own_iteration(site: Site) -> None:
         assert next(late)["rows"].tolist() == expected[1]
     for each in (early, another, late):
         each.close()
-    # One that is never asked for anything takes no epoch.
+    # An iterator without any next() takes no epoch.
     iter(dataset)
-    assert dataset._epochs.next(None) == (2, 0)
+    assert dataset.epochs.peek(None) == (2, 0)
 
 
 def test_the_same_torch_seed_for_each_epoch_needs_set_epoch(site: Site) -> None:
@@ -238,11 +239,11 @@ def test_the_same_torch_seed_for_each_epoch_needs_set_epoch(site: Site) -> None:
     assert rows_of(loader) == first
 
 
-def test_the_file_goes_with_the_dataset(site: Site) -> None:
+def test_the_epoch_file_is_deleted_with_the_dataset(site: Site) -> None:
     dataset = make(site)
-    path = dataset._epochs._path
+    path = dataset.epochs.path
     twin = pickle.loads(pickle.dumps(dataset))
-    assert twin._epochs._path == path
+    assert twin.epochs.path == path
     data = pickle.dumps(dataset)
     dataset.set_epoch(4)
     assert twin.state_dict()["epoch"] == 4
@@ -252,10 +253,10 @@ def test_the_file_goes_with_the_dataset(site: Site) -> None:
     del dataset
     gc.collect()
     assert not os.path.exists(path)
-    assert twin.state_dict()["epoch"] == 4  # It makes its own.
-    elsewhere = pickle.loads(data)  # As on another machine.
+    assert twin.state_dict()["epoch"] == 4  # It creates a file of its own.
+    elsewhere = pickle.loads(data)  # The file is gone, as on another machine.
     assert rows_of(elsewhere) == rows_of(make(site))
-    assert not {path} & {twin._epochs._path, elsewhere._epochs._path}
+    assert not {path} & {twin.epochs.path, elsewhere.epochs.path}
 
 
 # ---- States ----
@@ -281,7 +282,7 @@ def test_resumed_at_every_point(site: Site, shuffle: Any) -> None:
 
 @pytest.mark.parametrize("done", range(6))
 def test_each_worker_has_a_state(site: Site, done: int) -> None:
-    """Taken and loaded in the worker, as StatefulDataLoader does."""
+    """States are saved and loaded in the workers, as by StatefulDataLoader."""
     dataset = make(site, 10)
     whole: list[list[list[int]]] = []
     for number in range(2):
@@ -303,17 +304,17 @@ def test_each_worker_has_a_state(site: Site, done: int) -> None:
             worker.load_state_dict({**state, "worker": number})
             assert worker.state_dict() == {**state, "worker": number}
             assert rows_of(worker) == whole[number][done:]
-            # Stays where it is, for the others may not be there yet.
+            # It stays in its epoch: other workers may not have finished theirs.
             assert (worker.state_dict()["epoch"], worker.state_dict()["batch"]) == (0, len(whole[number]))
 
 
-def test_a_state_of_other_batches_is_refused(site: Site) -> None:
+def test_a_state_that_does_not_match_is_refused(site: Site) -> None:
     state = make(site).state_dict()
     for other, word in (
         (make(site, 6), "batch_size was 5 and is 6"),
         (make(site, seed=3), "seed was 0 and is 3"),
         (make(site, rank=1, world_size=2), "rank was 0 and is 1"),
-        (make(site.select(tokens=slice(0, 50))), "rows was 103 and is 50"),
+        (make(site.select(rows=slice(0, 50))), "rows was 103 and is 50"),
     ):
         with pytest.raises(actstore.InvalidInputError, match=word):
             other.load_state_dict(state)
@@ -321,7 +322,7 @@ def test_a_state_of_other_batches_is_refused(site: Site) -> None:
         make(site).load_state_dict(state)
 
 
-def test_workers_have_states_of_their_own(site: Site) -> None:
+def test_state_dict_needs_the_workers_states(site: Site) -> None:
     dataset = make(site)
     rows_of(Loader(dataset, 2))
     with pytest.raises(actstore.InvalidInputError, match="workers") as raised:
@@ -337,7 +338,7 @@ def test_workers_have_states_of_their_own(site: Site) -> None:
 
 def test_columns(store: actstore.Store) -> None:
     names = ["id", "special", "weight", "label", "score"]
-    view = store["resid"].select(layers=1, tokens=np.r_[90:20:-3, 5])
+    view = store["resid"].select(layers=1, rows=np.r_[90:20:-3, 5])
     got = list(torch_dataset(view, 7, True, columns=names))
     assert [list(batch) for batch in got] == [["resid", "rows", *names]] * len(got)
     examples = np.repeat(np.arange(4), LENGTHS)
@@ -356,7 +357,7 @@ def test_columns(store: actstore.Store) -> None:
     assert isinstance(next(iter(torch_dataset(view, 7))), torch.Tensor)
 
 
-def test_several_sites_go_together(store: actstore.Store) -> None:
+def test_several_sites_in_a_batch(store: actstore.Store) -> None:
     pair = sites_of(store, ["mlp", "resid"])
     got = list(torch_dataset(pair, 20, True, reservoir=40))
     for batch in got:
@@ -386,7 +387,7 @@ def test_sites_of_a_store(store: actstore.Store, memory_path: Path) -> None:
 # ---- Ranks ----
 
 
-def test_the_rank_is_that_of_torch_distributed_or_the_environment(
+def test_the_rank_comes_from_torch_distributed_or_the_environment(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = make(site)
@@ -396,7 +397,7 @@ def test_the_rank_is_that_of_torch_distributed_or_the_environment(
     expected = rows_of(make(site, rank=1, world_size=2))
     assert rows_of(make(site)) == expected
     dataset.set_epoch(0)
-    assert rows_of(dataset) == expected  # Made before the environment was.
+    assert rows_of(dataset) == expected  # The dataset was made before the environment was set.
     assert rows_of(make(site, rank=0, world_size=1)) == everything
     with (
         mock.patch("torch.distributed.is_initialized", return_value=True),
@@ -407,7 +408,7 @@ def test_the_rank_is_that_of_torch_distributed_or_the_environment(
         third = make(site)
         assert rows_of(third) == rows_of(make(site, rank=2, world_size=3))
         spawned = pickle.dumps(make(site))
-    # A spawned worker has no process group: it is told.
+    # A spawned worker has no process group, so the pickle contains the rank.
     assert rows_of(pickle.loads(spawned)) == rows_of(make(site, rank=2, world_size=3))
     monkeypatch.setenv("RANK", "one")
     with pytest.raises(actstore.InvalidInputError, match="RANK"):
@@ -436,42 +437,46 @@ def test_bad_input(store: actstore.Store, site: Site, memory_path: Path) -> None
     ):
         with pytest.raises(actstore.InvalidInputError, match=word):
             make(site, **options)
-    with pytest.raises(actstore.NotFoundError, match=r"no column 'lable'.*special.*examples: id, label"):
+    with pytest.raises(
+        actstore.NotFoundError,
+        match=r"no column 'lable'.*special.*'examples' has no column 'lable'.*id, label",
+    ):
         make(site, columns=["lable"])
-    for sites in ({}, store, 7, {"x": 7}):
+    for sites in ({}, 7, {"x": 7}):
         with pytest.raises(actstore.InvalidInputError, match="expected sites"):
             make(sites)
     with pytest.raises(actstore.InvalidInputError, match="'a' and 'b' differ in their rows"):
-        make({"a": site, "b": site.select(tokens=slice(0, 50))})
+        make({"a": site, "b": site.select(rows=slice(0, 50))})
     with pytest.raises(actstore.InvalidInputError, match="another key"):
         make({"rows": site})
     for epoch, batch in ((-1, 0), (0, -1), (0, 22)):
         with pytest.raises(actstore.InvalidInputError):
             make(site).set_epoch(epoch, batch)
-    with actstore.open(write(memory_path / "x")) as closed:
-        dataset = make(closed["resid"])
+    with actstore.open(write(memory_path / "x")) as opened:
+        closed = opened["resid"]
+        dataset = make(closed)
     with pytest.raises(actstore.StorageError, match="closed"):
         list(dataset)
     with pytest.raises(actstore.StorageError, match="closed"):
-        make(closed._snapshot and dataset._sites["resid"])
+        make(closed)
 
 
 def test_an_empty_view(site: Site) -> None:
-    empty = make(site.select(tokens=slice(0, 0)))
+    empty = make(site.select(rows=slice(0, 0)))
     assert (len(empty), list(empty), rows_of(Loader(empty, 2))) == (0, [], [])
 
 
-# ---- True workers ----
+# ---- Real workers ----
 
 
 def run(dataset: TorchDataset, n_workers: int, **options: Any) -> DataLoader[Any]:
-    timeout = LIMIT if n_workers else 0  # Better told than to hang.
+    timeout = LIMIT if n_workers else 0  # An error instead of a hang.
     return DataLoader(dataset, batch_size=None, num_workers=n_workers, timeout=timeout, **options)
 
 
 @pytest.fixture
 def forks() -> Iterator[None]:
-    """Python and torch warn of forking beside threads, and of more workers than cores."""
+    """Ignore warnings about forking a multithreaded process and about more workers than cores."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -509,7 +514,7 @@ def test_workers_of_every_kind(site: Site, method: str, n_workers: int, persiste
     loader = run(dataset, n_workers, **options)
     acted = [rows_of(loader) for loader in [Loader(make(site), n_workers)] for _ in range(3)]
     assert rows_of(loader) == acted[0]
-    if method != "spawn" or persistent:  # Their workers take long to start.
+    if method != "spawn" or persistent:  # Spawned workers take long to start.
         for batch in loader:
             assert batch["rows"].tolist() == acted[1][0]
             break
@@ -547,10 +552,10 @@ def test_damage_reaches_the_loop(memory_path: Path, n_workers: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forks")
-@pytest.mark.filterwarnings("ignore")  # Of torchdata's own.
+@pytest.mark.filterwarnings("ignore")  # torchdata's own warnings.
 @pytest.mark.parametrize("n_workers", [0, 2])
 def test_stateful_data_loader(site: Site, n_workers: int) -> None:
-    """Where torchdata is installed."""
+    """Runs only if torchdata is installed."""
     stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
 
     def loader() -> Any:
@@ -579,9 +584,9 @@ def test_stateful_data_loader(site: Site, n_workers: int) -> None:
 # ---- Imports ----
 
 
-def test_torch_comes_last() -> None:
-    """Nothing imports torch until it is asked for."""
-    code = "import sys, actstore, actstore.batches; print('torch' in sys.modules)"
+def test_torch_is_imported_lazily() -> None:
+    """torch is imported only when a torch dataset is made."""
+    code = "import sys, actstore, actstore.loader.batches; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -592,7 +597,7 @@ import sys
 sys.modules["torch"] = None
 import actstore
 try:
-    from actstore.torch_dataset import torch_dataset
+    from actstore.loader.torch_dataset import torch_dataset
 except actstore.InvalidInputError as error:
     print(error.hint)
 """

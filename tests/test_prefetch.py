@@ -1,4 +1,4 @@
-"""The threads that read ahead: they end with the loop, however it ends, and their errors are the loop's."""
+"""Prefetching threads: they end with the loop, however it ends, and their errors are raised in the loop."""
 
 import gc
 import os
@@ -15,10 +15,10 @@ from unittest import mock
 import actstore
 import numpy as np
 import pytest
-from actstore.ahead import Ahead, _Channel
-from actstore.batches import batches
+from actstore.loader.batches import batches
+from actstore.loader.prefetch import PrefetchChannel, Prefetcher
+from actstore.rows.view import View
 from actstore.site import Site
-from actstore.view import View
 from builders import put, shard_path
 from children import LIMIT, fork, join, other_process
 from feeding import MODES, N, flat, live, rows_of, write
@@ -26,7 +26,7 @@ from feeding import MODES, N, flat, live, rows_of, write
 
 @pytest.fixture(scope="module")
 def path(memory_folder: Path) -> Path:
-    return write(memory_folder / "ahead.act")
+    return write(memory_folder / "prefetch.act")
 
 
 @pytest.fixture
@@ -43,30 +43,30 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 def test_the_threads_end_with_the_loop(site: Site) -> None:
-    feed = batches(site, 5, True, reservoir=20)
-    assert live() == 0  # Made when iterated, not before.
-    for _ in feed:
+    loader = batches(site, 5, True, reservoir=20)
+    assert live() == 0  # Threads start with the iteration.
+    for _ in loader:
         assert live() > 0
         break
     assert live() == 0
-    iterator = iter(feed)
+    iterator = iter(loader)
     next(iterator)
     iterator.close()
     assert live() == 0
     assert list(iterator) == []
 
     def fail() -> None:
-        for _ in feed:
+        for _ in loader:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         fail()
     gc.collect()
     assert live() == 0
-    iterator = iter(feed)
+    iterator = iter(loader)
     del iterator
     assert live() == 0
-    assert sum(len(batch) for batch in feed) == N
+    assert sum(len(batch) for batch in loader) == N
     assert live() == 0
 
 
@@ -82,7 +82,7 @@ def test_a_cycle_is_collected(site: Site) -> None:
     assert live() == 0
 
 
-def test_no_more_is_made_than_asked_for(site: Site) -> None:
+def test_no_more_items_than_the_depth_are_produced(site: Site) -> None:
     made = 0
 
     def count() -> Any:
@@ -91,16 +91,16 @@ def test_no_more_is_made_than_asked_for(site: Site) -> None:
             made += 1
             yield made
 
-    ahead = Ahead(count(), depth=3)
-    assert next(ahead) == 1
+    prefetched = Prefetcher(count(), depth=3)
+    assert next(prefetched) == 1
     time.sleep(0.05)
     assert made <= 4
-    ahead.close()
-    assert list(ahead) == []
+    prefetched.close()
+    assert list(prefetched) == []
 
 
 def test_damage_reaches_the_loop(memory_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actstore.feed._ROUND_BYTES", 1)
+    monkeypatch.setattr("actstore.loader.batch_plan._ROUND_BYTES", 1)
     path = write(memory_path / "x")
     file = shard_path(path, "resid", 8)
     data = bytearray(file.read_bytes())
@@ -108,9 +108,9 @@ def test_damage_reaches_the_loop(memory_path: Path, monkeypatch: pytest.MonkeyPa
     put(file, data)
     site = actstore.open(path)["resid"]
     for shuffle in MODES:
-        feed = batches(site, 4, shuffle, reservoir=16, with_rows=True)
+        loader = batches(site, 4, shuffle, reservoir=16, with_rows=True)
         given = 0
-        iterator = iter(feed)
+        iterator = iter(loader)
 
         def go(iterator: Any = iterator) -> None:
             nonlocal given
@@ -120,13 +120,15 @@ def test_damage_reaches_the_loop(memory_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(actstore.FormatError) as raised:
             go()
         assert raised.value.kind == "checksum"
-        assert feed.state()["batch"] == given
-        with pytest.raises(actstore.FormatError):  # Not an end that a loop could mistake for the epoch's.
+        assert loader.state()["batch"] == given
+        with pytest.raises(
+            actstore.FormatError
+        ):  # Not StopIteration, which would look like the end of the epoch.
             next(iterator)
         assert live() == 0
         if shuffle is False:
-            assert 90 < 4 * given <= 96  # All that stands before it.
-    good = site.select(tokens=np.r_[0:96, 108:N])
+            assert 90 < 4 * given <= 96  # All batches before the damaged chunk.
+    good = site.select(rows=np.r_[0:96, 108:N])
     assert sum(len(rows) for rows, _ in batches(good, 7, True, with_rows=True)) == N - 12
 
 
@@ -134,20 +136,20 @@ def test_a_closed_store(memory_path: Path) -> None:
     path = write(memory_path / "x", codec="raw")
     store = actstore.open(path)
     site = store["resid"]
-    feed = batches(site, 2, reservoir=4)
-    iterator = iter(feed)
+    loader = batches(site, 2, reservoir=4)
+    iterator = iter(loader)
     next(iterator)
     store.close()
-    for again in (lambda: batches(site, 2), lambda: iter(feed)):
+    for again in (lambda: batches(site, 2), lambda: iter(loader)):
         with pytest.raises(actstore.StorageError, match="closed") as raised:
             again()
         assert raised.value.kind == "closed"
-    # Its rounds hold the whole store, which was read before.
-    assert len(list(iterator)) <= len(feed)
+    # The reservoir holds the whole store, which was read before it was closed.
+    assert len(list(iterator)) <= len(loader)
 
 
 def test_ctrl_c_while_waiting(site: Site) -> None:
-    """For rows that come only when the loop has ended."""
+    """Ctrl-C interrupts a loop that waits for rows which arrive only after the loop has ended."""
     reading, release, hung = threading.Event(), threading.Event(), threading.Event()
     main = threading.get_ident()
 
@@ -164,9 +166,9 @@ def test_ctrl_c_while_waiting(site: Site) -> None:
 
     def loop_waits() -> bool:
         functions = [frame.f_code for frame, _ in traceback.walk_stack(sys._current_frames()[main])]
-        return _Channel.take.__code__ in functions and threading.Condition.wait.__code__ in functions
+        return PrefetchChannel.take.__code__ in functions and threading.Condition.wait.__code__ in functions
 
-    with mock.patch.object(View, "_read_into", read):
+    with mock.patch.object(View, "read_rows_into", read):
         iterator = iter(batches(site, 5))
         thread = threading.Thread(target=interrupt)
         thread.start()
@@ -181,7 +183,7 @@ def test_ctrl_c_while_waiting(site: Site) -> None:
 EXITS = """
 import sys
 import actstore
-from actstore.batches import batches
+from actstore.loader.batches import batches
 site = actstore.open(sys.argv[1])["resid"]
 iterator = iter(batches(site, 3, shuffle=True, reservoir=10))
 next(iterator)
@@ -189,22 +191,22 @@ print("ready", flush=True)
 """
 
 
-def test_the_interpreter_ends_with_a_loop_unfinished(path: Path) -> None:
+def test_the_interpreter_exits_during_an_unfinished_loop(path: Path) -> None:
     with other_process(EXITS, path) as process:
         assert process.wait(LIMIT) == 0
 
 
 def test_after_a_fork(site: Site) -> None:
-    feed = batches(site, 10, True, with_rows=True, reservoir=30)
-    expected = rows_of(feed)
-    feed.set_epoch(0)
-    iterator = iter(feed)
+    loader = batches(site, 10, True, with_rows=True, reservoir=30)
+    expected = rows_of(loader)
+    loader.set_epoch(0)
+    iterator = iter(loader)
     next(iterator)
 
     def child() -> None:
-        assert sorted(flat(rows_of(feed))) == list(range(N))
-        feed.set_epoch(0)
-        assert rows_of(feed) == expected
+        assert sorted(flat(rows_of(loader))) == list(range(N))
+        loader.set_epoch(0)
+        assert rows_of(loader) == expected
         with pytest.raises(actstore.StorageError) as raised:
             next(iterator)
         assert raised.value.kind == "forked"
