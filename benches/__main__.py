@@ -65,7 +65,7 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
         importing,
         late_interaction,
         moments,
-        neighbours,
+        neighbors,
         pooling,
         reading,
         scanning,
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace, report: Report, tmpfs: Path, disk: Path) ->
         "filter": filtering.filtered,
         "feed": feeding.feed,
         "moments": moments.moments,
-        "neighbors": neighbours.neighbours,
+        "neighbors": neighbors.neighbors,
         "whiten": whitening.whitened,
     }
     for name in options.data or data.NAMES:

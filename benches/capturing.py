@@ -2,7 +2,7 @@
 
 What is bare is the model over the very batches that it is called with in a capture, recorded beforehand: no
 hooks, nothing kept. What comes on top of it in a capture is told apart by its own `Progress`: what is the
-same for any input (looking at the model, hashing it, the pilot), reading and tokenising, what the hooks do
+same for any input (looking at the model, hashing it, the pilot), reading and tokenizing, what the hooks do
 while the model runs, and writing. Beside it stands the loop that is written without it: all hidden states of
 a batch asked for, stacked, padding taken off, `torch.save`.
 
@@ -28,8 +28,8 @@ from unittest import mock
 import actstore
 import numpy as np
 import torch
-from actstore.capture import progress
-from actstore.capture.loading import Loaded, load
+from actstore.capturing.model.loading import Loaded, load
+from actstore.capturing.run import progress
 from actstore.cli.docstrings import docstrings
 
 from . import memory
@@ -161,7 +161,7 @@ def llama() -> Work:
 # ---- ours, and where its time goes ----
 
 
-class Watched(progress.Progress):
+class Watched(progress.ProgressMeter):
     """Remembers when the run began and ended; the last one made is `last`."""
 
     last: Watched
@@ -243,7 +243,7 @@ def check_rows(work: Work, path: Path) -> None:
     """Fail unless the rows of a small capture are the hidden states of its batches, bit for bit."""
     batches, store = recorded(path, work.loaded, work.small)
     with store:
-        ids = np.split(store.tokens["id"], store.tokens.offset[1:-1])
+        ids = np.split(store.tokens["id"], store.tokens.offsets[1:-1])
         example_of = {tuple(one.tolist()): e for e, one in enumerate(ids)}
         for batch in batches:
             # To the last of them some models have applied a norm, so it is no residual stream.

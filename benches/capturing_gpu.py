@@ -23,8 +23,8 @@ import actstore
 import numpy as np
 import torch
 import transformers
-from actstore.capture import progress
-from actstore.capture.loading import load
+from actstore.capturing.model.loading import load
+from actstore.capturing.run import progress
 
 FOLDER = Path("/dev/shm/actstore-bench-gpu")
 CONFIG = {
@@ -86,7 +86,7 @@ def written(rows: torch.Tensor, lengths: np.ndarray[Any, Any], times: int, codec
             writer.append({"resid": rows}, lengths)
 
 
-class Watched(progress.Progress):
+class Watched(progress.ProgressMeter):
     """Remembers when the run began."""
 
     began = 0.0
@@ -135,7 +135,7 @@ def main() -> None:
     captured(loaded, batches[:2])
     with actstore.open(FOLDER / "captured.act") as store:
         rows = torch.from_numpy(store["resid"].read().view(np.int16)).view(torch.bfloat16)
-        lengths = np.diff(store.tokens.offset)
+        lengths = np.diff(store.tokens.offsets)
     ROOM = torch.empty_like(rows).view(-1)
     times = n_bytes // rows.nbytes
 

@@ -58,7 +58,7 @@ def filtered(bench: Bench) -> None:
     rows_of = {name: view().rows for name, view in views.items()}
 
     def ours(name: str, queries: NDArray[np.float32]) -> Any:
-        return views[name]().search(queries, k=K, threads=THREADS)
+        return views[name]().search(queries, k=K, threads=THREADS, metric="dot", combine="sum")
 
     for name, rows in rows_of.items():
         scores, at = brute_force(array[rows], later)

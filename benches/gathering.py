@@ -85,7 +85,7 @@ def layers(report: Report, tmpfs: Path, rounds: int, quick: bool) -> None:
         views = {n_layers: site.select(layers=list(range(n_layers))) for n_layers in N_LAYERS}
         cases = {
             f"{n_layers} layers": Case(
-                lambda view=view: view.search(query, k=10, metric="cos", threads=THREADS)  # type: ignore[misc]
+                lambda view=view: view.search(query, k=10, metric="cos", threads=THREADS, combine="sum")  # type: ignore[misc]
             )
             for n_layers, view in views.items()
         }

@@ -197,7 +197,7 @@ class _MaxSim:
     def _check(self, stored: NDArray[np.float32]) -> None:
         """Ours to the bit, in memory and on disk; the peers' within float32's rounding."""
         queries = _split(self.given)
-        on_disk = self.site.maxsim(queries, k=K, threads=THREADS)
+        on_disk = self.site.maxsim(queries, k=K, threads=THREADS, metric="dot", combine="sum")
         expected = brute_force(stored, self.given, all_scores(stored, self.given))
         check_exact("MaxSim on disk", found(on_disk), expected)
         scores = all_scores(self.rows, self.given)
@@ -212,7 +212,9 @@ class _MaxSim:
         return [*ways, self.peers.maxsim_cpu_ways()] if self.with_maxsim_cpu else ways
 
     def _in_memory(self, queries: list[NDArray[np.float32]]) -> Any:
-        return actstore.maxsim(self.rows, self.offset, queries, k=K, threads=THREADS)
+        return actstore.maxsim(
+            self.rows, self.offset, queries, k=K, threads=THREADS, metric="dot", combine="sum"
+        )
 
     def _measure(self, n_queries: int) -> None:
         """One number of queries; the peers in the fastest of their ways."""
@@ -224,7 +226,9 @@ class _MaxSim:
             kept = fastest(tries)
             cases[kept] = tries[kept]
         cases[limits.F32_PEAK] = Case(self.machine.run, settle)
-        cases[ON_DISK] = Case(lambda: self.site.maxsim(queries, k=K, threads=THREADS), settle)
+        cases[ON_DISK] = Case(
+            lambda: self.site.maxsim(queries, k=K, threads=THREADS, metric="dot", combine="sum"), settle
+        )
         cases[BARE_SCAN] = Case(bare_scan(self.site).run, settle)
         samples = interleave(cases, self.rounds)
         (n, dim), flops = self.rows.shape, 2.0 * len(given) * self.rows.size

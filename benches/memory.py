@@ -81,7 +81,7 @@ def read_slices(path: str) -> None:
     _go()
     for start in range(0, n, SLICE_ROWS):
         rows = slice(start, min(start + SLICE_ROWS, n))
-        site.select(tokens=rows).read(dtype="float32", out=out[: rows.stop - rows.start], threads=THREADS)
+        site.select(rows=rows).read(dtype="float32", out=out[: rows.stop - rows.start], threads=THREADS)
 
 
 def read_layer(path: str) -> None:
@@ -140,7 +140,7 @@ def search(path: str, n_queries: str) -> None:
     _, layers, dim = site.shape
     queries = np.random.default_rng(0).standard_normal((int(n_queries), layers, dim), dtype=np.float32)
     _go()
-    site.search(queries, k=10, threads=THREADS)
+    site.search(queries, k=10, threads=THREADS, metric="dot", combine="sum")
 
 
 def batches(path: str) -> None:
@@ -157,7 +157,7 @@ def moments(path: str, precision: Literal["float64", "float32"]) -> None:
     """The covariances of all layers, of some rows."""
     import actstore
 
-    site = actstore.open(path)["resid"].select(tokens=slice(0, MOMENTS_ROWS))
+    site = actstore.open(path)["resid"].select(rows=slice(0, MOMENTS_ROWS))
     _go()
     site.moments(precision=precision, threads=THREADS)
 
@@ -170,14 +170,14 @@ def maxsim(path: str) -> None:
     _, layers, dim = site.shape
     queries = np.random.default_rng(0).standard_normal((4, 32, layers, dim), dtype=np.float32)
     _go()
-    site.maxsim(list(queries), k=10, threads=THREADS)
+    site.maxsim(list(queries), k=10, threads=THREADS, metric="dot", combine="sum")
 
 
 def neighbors(path: str) -> None:
     """The nearest others of each of some rows, all layers side by side."""
     import actstore
 
-    site = actstore.open(path)["resid"].select(tokens=slice(0, NEIGHBORS_ROWS))
+    site = actstore.open(path)["resid"].select(rows=slice(0, NEIGHBORS_ROWS))
     _go()
     site.neighbors(k=10, threads=THREADS)
 
@@ -189,17 +189,21 @@ def whitened(path: str) -> None:
     site = actstore.open(path)["resid"]
     _, layers, dim = site.shape
     rng = np.random.default_rng(0)
-    # Directions that are drawn: fitting them takes minutes at this width, and is not what is looked at.
-    components = np.stack(
-        [np.linalg.qr(rng.standard_normal((dim, WHITENED_DIMS)))[0].T for _ in range(layers)]
-    )
-    variance, rank = np.ones((layers, WHITENED_DIMS)), np.full(layers, WHITENED_DIMS)
-    whitener = actstore.Whitener(
-        site.layers, "pca", np.zeros((layers, dim)), components, variance, rank, len(site)
+    # Random directions: fitting takes minutes at this width, and its memory is not measured here.
+    components = [np.linalg.qr(rng.standard_normal((dim, WHITENED_DIMS)))[0].T for _ in range(layers)]
+    whitener = actstore.Whitener()
+    whitener.set_fitted(
+        site.layers,
+        np.zeros((layers, dim)),
+        components,
+        [np.ones(WHITENED_DIMS)] * layers,
+        len(site),
+        [0.0] * layers,
+        None,
     )
     queries = rng.standard_normal((32, layers, dim), dtype=np.float32)
     _go()
-    site.search(queries, k=10, metric="cos", transform=whitener, threads=THREADS)
+    site.search(queries, k=10, metric="cos", transform=whitener, threads=THREADS, combine="sum")
 
 
 TASKS: dict[str, Callable[..., None]] = {

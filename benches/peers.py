@@ -10,7 +10,7 @@
     and the rows are taken from it, which is several times faster than ``oindex``.
 ``Memmap``
     ``np.save`` and ``np.memmap``; rows are copied in blocks by two threads. Conversions to
-    float32 are torch's, which are vectorised; NumPy's of float16 are not.
+    float32 are torch's, which are vectorized; NumPy's of float16 are not.
 
 Their bytes are the reader's own file: TensorStore and zarr-python read what actstore wrote.
 """

@@ -9,7 +9,6 @@ from typing import Any
 import actstore
 import numpy as np
 from actstore import _native
-from actstore.selection import native_rows
 
 from . import limits
 from .measure import OURS, Case, interleave
@@ -29,10 +28,10 @@ REDUCERS: dict[str, Callable[[], Any]] = {
 def bare_scan(site: actstore.Site) -> Case:
     """Our own pass over all rows with nothing to do: it reads, checks, decodes and converts.
 
-    ``site.scan([])`` reads nothing, as nobody wants anything of it, so the core is asked here.
+    ``site.scan([])`` returns without reading, so this calls the core.
     """
-    rows, layers = native_rows(site._view.rows), site._native_layers()
-    return Case(lambda: _native.scan(site._origin.native, rows, layers, [], THREADS))
+    source = site.source
+    return Case(lambda: _native.scan(*source, [], THREADS))
 
 
 def scan(bench: Bench) -> None:

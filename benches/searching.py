@@ -48,7 +48,9 @@ def search(bench: Bench) -> None:
     stored = bench.data.acts[:, last].astype(np.float32)
     queries = queries_of(later[:, [last]])
     check_exact(
-        "search on disk", found(site.search(queries, k=K, threads=THREADS)), brute_force(stored, queries)
+        "search on disk",
+        found(site.search(queries, k=K, threads=THREADS, metric="dot", combine="sum")),
+        brute_force(stored, queries),
     )
     del stored
     _Search(array, queries, bench.report, bench.rounds, bench.data.label, site).run()
@@ -94,7 +96,7 @@ class _Search:
             self._measure(n_queries)
 
     def _in_memory(self, queries: NDArray[np.float32]) -> Any:
-        return actstore.search(self.array, queries, k=K, threads=THREADS)
+        return actstore.search(self.array, queries, k=K, threads=THREADS, metric="dot", combine="sum")
 
     def _measure(self, n_queries: int) -> None:
         """One number of queries. Both figures share the rounds, so that faiss runs once."""
@@ -111,7 +113,9 @@ class _Search:
         if n_queries == 1:
             cases[BARE_READ] = Case(self.read, settle)
         if site is not None:
-            cases[ON_DISK] = Case(lambda: site.search(queries, k=K, threads=THREADS), settle)
+            cases[ON_DISK] = Case(
+                lambda: site.search(queries, k=K, threads=THREADS, metric="dot", combine="sum"), settle
+            )
             cases[BARE_SCAN] = Case(bare_scan(site).run, settle)
         rounds = self.rounds.read if n_queries < 128 else self.rounds.scan
         if n_queries * dim >= 128_000:

@@ -12,7 +12,8 @@ from typing import Any
 
 import actstore
 import numpy as np
-from actstore.memory import array_origin
+from actstore.ops.norms import compute_norms
+from actstore.rows.memory import array_backend
 from numpy.typing import NDArray
 
 from .data import LONG_ROWS, long_rows
@@ -36,7 +37,7 @@ def whitened(bench: Bench) -> None:
     queries = queries_of(long_rows(LONG_ROWS, LONG_ROWS + max(QUERIES), [last]))
     rows = np.ascontiguousarray(long_rows(0, n, [last])[:, 0])
     # `actstore.search(array, ...)` would compute the norms each time: they are kept with a site.
-    _Whitened("float32 in memory", actstore.Site(array_origin(rows)), rows, queries, bench).run()
+    _Whitened("float32 in memory", actstore.Site(array_backend(rows)), rows, queries, bench).run()
     del rows
     site = actstore.open(bench.blosc)[SITE].select(layers=[last])
     stored = bench.data.acts[:, last].astype(np.float32)
@@ -66,11 +67,11 @@ class _Whitened:
     bench: Bench
 
     def __post_init__(self) -> None:
-        self.whitener = actstore.Whitener.fit(self.site, threads=THREADS)
+        self.whitener = actstore.Whitener().fit(self.site, threads=THREADS)
         # This call computes the norms, which are kept from here on.
         hits = found(self._search(self.site, self.queries, self.whitener))
         check(f"whitened search, {self.where}", hits, self.whitener, self.rows, self.queries)
-        self.explicit = actstore.Site(array_origin(self.whitener.transform(self.rows)))
+        self.explicit = actstore.Site(array_backend(self.whitener.transform(self.rows)))
 
     def run(self) -> None:
         self._once()
@@ -80,12 +81,12 @@ class _Whitened:
     def _search(
         self, site: actstore.Site, queries: NDArray[np.float32], transform: actstore.Whitener | None = None
     ) -> Any:
-        return site.search(queries, k=K, metric="cos", transform=transform, threads=THREADS)
+        return site.search(queries, k=K, metric="cos", transform=transform, threads=THREADS, combine="sum")
 
     def _once(self) -> None:
         cases = {
-            FIT: Case(lambda: actstore.Whitener.fit(self.site, threads=THREADS), settle),
-            NORMS: Case(lambda: self.whitener.compute_norms(self.site, THREADS), settle),
+            FIT: Case(lambda: actstore.Whitener().fit(self.site, threads=THREADS), settle),
+            NORMS: Case(lambda: compute_norms(self.site, self.whitener.mapping, THREADS), settle),
         }
         samples = interleave(cases, self.bench.rounds.slow)
         self.bench.report.timed(
@@ -125,8 +126,8 @@ def check(
 
     def directions(given: NDArray[np.float32]) -> NDArray[np.float64]:
         wide = given.astype(np.float64)
-        away: NDArray[np.float64] = (wide - whitener.mean[0]) @ whitener.components[0].T
-        away /= np.sqrt(whitener.variance[0] + whitener.eps)
+        away: NDArray[np.float64] = (wide - whitener.mean_[0]) @ whitener.components_[0].T
+        away /= np.sqrt(whitener.explained_variance_[0] + whitener.eps)
         away /= np.linalg.norm(away, axis=1, keepdims=True)
         return away
 

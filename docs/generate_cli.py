@@ -1,4 +1,4 @@
-"""Prints docs/cli.md, made from the parsers of the command line: ``python docs/generate_cli.py --write``."""
+"""Generate docs/cli.md from the parsers of the command line: ``python docs/generate_cli.py --write``."""
 
 import argparse
 import sys
@@ -10,25 +10,25 @@ from actstore import cli
 HEAD = """\
 # Command line
 
-<!-- Made from the parsers: change those, then run `python docs/generate_cli.py --write`. -->
+<!-- Generated from the parsers: change those, then run `python docs/generate_cli.py --write`. -->
 
-Results go to stdout, everything else (errors, hints, progress) to stderr.
-Progress is shown only where stderr is a terminal.
+Results go to stdout; errors, warnings, hints and progress go to stderr.
+Progress bars appear only if stderr is a terminal.
 `python -m actstore` is the same program.
 
-| exit status | when |
+| exit status | meaning |
 |---|---|
-| 0 | done |
-| 1 | an expected failure: nothing there, damage, disk full, locked. `verify` that finds damage |
-| 2 | wrong usage |
+| 0 | success |
+| 1 | expected failure, such as a missing store, a damaged store, a full disk or a locked store |
+| 2 | usage error |
 | 130 | interrupted |
 
 """
 
 
 def render() -> str:
-    """All of docs/cli.md."""
-    parser = cli._parser()
+    """The text of docs/cli.md."""
+    parser = cli.build_parser()
     lines = ["## actstore", "", str(parser.description), "", *_usage(parser), *_table(_actions(parser))]
     for name, command in _commands(parser).items():
         lines += [f"## actstore {name}", "", str(command.description), "", *_usage(command)]
@@ -37,8 +37,8 @@ def render() -> str:
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> argparse._SubParsersAction | None:
-    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return found[0] if found else None
+    actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return actions[0] if actions else None
 
 
 def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -47,7 +47,7 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
-    """Each argument and what it is for."""
+    """The name and the help of each command and argument."""
     commands = _subparsers(parser)
     if commands is not None:
         for choice in commands._choices_actions:
@@ -67,7 +67,7 @@ def _value(action: argparse.Action) -> str:
 
 
 def _usage(parser: argparse.ArgumentParser) -> list[str]:
-    """The usage on one line; argparse's own wraps differently from version to version."""
+    """The usage on one line; argparse wraps it differently in each version."""
     commands = _subparsers(parser)
     words = [f"[{action.option_strings[-1]}{_value(action)}]" for action in _options(parser)]
     words += (

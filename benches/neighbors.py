@@ -31,7 +31,7 @@ FAISS, TORCH = "faiss IndexFlatL2", "torch, product + topk"
 SKLEARN = "sklearn NearestNeighbors, once"
 
 
-def neighbours(bench: Bench) -> None:
+def neighbors(bench: Bench) -> None:
     """The last layer, float32 in memory."""
     n, layers, _ = bench.data.acts.shape
     n = ROWS if n >= ROWS else QUICK_ROWS
