@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from actstore.base.arrays import FLOAT_DTYPES
 from actstore.loader.batches import Batches, batches
-from actstore.rows.memory import MemoryBackend, Positions
+from actstore.rows.memory import MemoryBackend, PositionIds
 from actstore.rows.view import View
 from actstore.site import Site
 from builders import DTYPES
@@ -155,7 +155,7 @@ def test_row_ids_of_a_site_in_memory() -> None:
     """The rows of a pooled site in memory have example numbers as their row ids."""
     pooled = np.arange(8 * LAYERS * DIM, dtype=np.float32).reshape(8, LAYERS, DIM)
     numbers = np.array([7, 2, 30, 9, 4, 5, 11, 3])
-    site = Site(MemoryBackend(pooled, [0, 6, 12], Positions(31), numbers))
+    site = Site(MemoryBackend(pooled, [0, 6, 12], PositionIds(31), numbers))
     for shuffle in MODES:
         got = list(batches(site, 3, shuffle, with_rows=True))
         assert sorted(flat([rows.tolist() for rows, _ in got])) == sorted(numbers)

@@ -306,7 +306,7 @@ def test_long_runs_of_rows_and_short_ones(
 
     found = []
     for longest in (0, 1 << 30):
-        monkeypatch.setattr(window, "_LONG", longest)
+        monkeypatch.setattr(window, "_LONG_RUN", longest)
         store = actstore.capture(memory_path / f"{longest}.act", **CASES[case](40) | more, on_empty="zero")
         found.append({name: store[name].read() for name in store.sites})
     assert found[0].keys() == found[1].keys()

@@ -176,4 +176,4 @@ def test_docstrings_of_another_python(tmp_path: Path, run: Any, monkeypatch: pyt
     monkeypatch.undo()
     status, out, err = run("demo", "-o", path, "--limit", "5")
     assert (status, out) == (1, "")
-    assert "hint: remove it, or give another -o" in err
+    assert "hint: remove it, or choose another path with -o" in err

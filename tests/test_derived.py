@@ -217,14 +217,14 @@ def test_another_recipe_is_refused(memory_path: Path) -> None:
     site = actstore.open(path)["resid"]
     pool(site)
     for recipe, words in [
-        ({"kind": "max"}, "kind = 'mean', now 'max' is asked for"),
-        ({"special": False}, "special = True, now False is asked for"),
+        ({"kind": "max"}, "kind = 'mean', this call has 'max'"),
+        ({"special": False}, "special = True, this call has False"),
     ]:
         with pytest.raises(actstore.InvalidInputError, match=words):
             pool(site, recipe=recipe, make=forbidden)
-    with pytest.raises(actstore.InvalidInputError, match=r"layers = \[0, 6, 12\], now \[6\] is asked for"):
+    with pytest.raises(actstore.InvalidInputError, match=r"layers = \[0, 6, 12\], this call has \[6\]"):
         pool(site.select(layers=6), make=forbidden)
-    with pytest.raises(actstore.InvalidInputError, match="source = 'resid', now 'mlp_out' is asked for"):
+    with pytest.raises(actstore.InvalidInputError, match="source = 'resid', this call has 'mlp_out'"):
         pool(actstore.open(path)["mlp_out"], make=forbidden)
 
 

@@ -71,7 +71,7 @@ def test_parts_that_differ(memory_path: Path) -> None:
     assert "resid_mean" not in store
     with pytest.raises(actstore.InvalidInputError, match=r"parts differ in .* 'resid_mean': kind is"):
         store["resid_mean"]
-    with pytest.raises(actstore.InvalidInputError, match="kind = 'last', now 'mean' is asked for"):
+    with pytest.raises(actstore.InvalidInputError, match="kind = 'last', this call has 'mean'"):
         pool(store["resid"])
     assert store["resid"].shape[1:] == (3, 8)
 

@@ -95,7 +95,7 @@ def test_of_concatenated_layers(site: actstore.Site) -> None:
     assert np.array_equal(hits.explain(0, 0, layers=6).scores, whole.scores[:, [1]])
     some = site.pool("mean", on_empty="zero", mix="concat", layers=[0, 6])
     hits = some.search(np.ones(32, F32), k=1, metric="dot", combine="sum")
-    with pytest.raises(errors.InvalidInputError, match="not for 12"):
+    with pytest.raises(errors.InvalidInputError, match="none for 12"):
         hits.explain(0, 0, layers=[6, 12])
 
 

@@ -369,7 +369,7 @@ def test_notebooks_show_small_tables(path: Path) -> None:
 
 def test_what_an_array_cannot_be() -> None:
     for arguments, error, words in (
-        ({"offsets": [0, 50]}, actstore.InvalidInputError, "rise from 0 to the 40 rows"),
+        ({"offsets": [0, 50]}, actstore.InvalidInputError, "from 0 to 40, the number of rows"),
         ({"offsets": [0, 40], "ids": ["a", "b"]}, actstore.ShapeError, "expected 1"),
         ({"offsets": [0, 1, 40], "ids": ["a", "a"]}, actstore.InvalidInputError, "'a' occurs twice"),
         ({"offsets": [0, 1, 40], "ids": ["a", 2]}, actstore.InvalidInputError, "strings, got 2"),

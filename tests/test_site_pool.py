@@ -412,10 +412,10 @@ def test_plain_arrays() -> None:
 @pytest.mark.parametrize(
     ("offset", "error", "words"),
     [
-        ([0, 3, 11], Invalid, ("0 to the 12 rows", "[0, 3, 11]")),
+        ([0, 3, 11], Invalid, ("0 to 12, the number of rows", "[0, 3, 11]")),
         ([1, 12], Invalid, ("[1, 12]",)),
         ([0, 5, 4, 12], Invalid, ("[0, 5, 4, 12]",)),
-        ([], Invalid, ("12 rows",)),
+        ([], Invalid, ("12, the number of rows",)),
         ([[0, 12]], Shape, ("expected shape [n]",)),
         ([0.0, 12.0], Invalid, ("integers",)),
         ([0, 0, 12], Invalid, ("1 of 2", "'0'")),

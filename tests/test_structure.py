@@ -232,11 +232,11 @@ def test_python_floors() -> None:
     assert wrong == []
 
 
-def test_the_walks_lead_through_files_that_exist() -> None:
-    """Each walk of CONTRIBUTING visits a file once."""
-    walks = (ROOT / "CONTRIBUTING.md").read_text().split("## Three walks")[1].split("\n## ")[0]
-    for walk in walks.split("\n**")[1:]:
-        files = re.findall(r"^\d+\. `([^`]+)`", walk, re.MULTILINE)
+def test_the_code_paths_lead_through_files_that_exist() -> None:
+    """Each code path of CONTRIBUTING visits a file once."""
+    paths = (ROOT / "CONTRIBUTING.md").read_text().split("## Three code paths")[1].split("\n## ")[0]
+    for path in paths.split("\n**")[1:]:
+        files = re.findall(r"^\d+\. `([^`]+)`", path, re.MULTILINE)
         assert len(files) >= 10
         assert len(set(files)) == len(files)
         for name in files:

@@ -472,7 +472,7 @@ def test_wrong_input(tmp_path: Path) -> None:
     narrow = fit(actstore.open(tmp_path / "x")["x"])
     narrow.mean_ = narrow.mean_[:, :5]
     narrow.n_features_in_ = 5
-    with pytest.raises(errors.ShapeError, match="'x' has dim 6, the whitener 5"):
+    with pytest.raises(errors.ShapeError, match="'x' has dim 6, the whitener has dim 5"):
         narrow.save(tmp_path / "x", "w", site="x")
     with pytest.raises(errors.NotFoundError, match="no whitener 'w'"):
         actstore.open(tmp_path / "x").whiteners["w"]

@@ -1,4 +1,4 @@
-"""The Rust core as Python sees it. Private: the public API is in the modules beside it.
+"""The Python interface of the Rust core. Private: the public API is in the modules beside it.
 
 Every function raises only the classes of :mod:`actstore.errors`, ``KeyboardInterrupt``
 or ``TypeError``. ``threads=0`` means all cores. Arrays cross C-contiguous.
@@ -35,7 +35,7 @@ __all__ = [
 
 @final
 class Array:
-    """An immutable snapshot of one array, the rows of all its parts in a row."""
+    """An immutable snapshot of one array; the rows of all its parts are concatenated."""
 
     @property
     def name(self) -> str: ...
@@ -50,9 +50,9 @@ class Array:
     @property
     def attributes(self) -> str: ...
     def gather(self, key: NDArray[np.int64], start: int, stop: int, layer: int, out: NDArray[Any]) -> bool:
-        """Read the rows that an index means, among those from `start` to `stop`, into `out` ``[n, dim]``.
+        """Read the rows at `key` of the range from `start` to `stop`, in one layer, into `out` ``[n, dim]``.
 
-        False when one is out of range; then nothing is read.
+        Negative entries of `key` count from `stop`. Returns False without reading when one is out of range.
         """
 
     def read(
@@ -62,37 +62,37 @@ class Array:
         out: NDArray[Any],
         threads: int = ...,
     ) -> None:
-        """Rows (a half-open range or row numbers, any order) of the layer positions into `out`.
+        """Read rows (a half-open range, or row numbers in any order) at positions of layers into `out`.
 
         `out` is ``[n_rows, n_layers, dim]`` for a 3-D array and ``[n_rows]`` for a 1-D one. A float
-        array converts to the float dtype of `out` (bfloat16, float16, float32, float64); any
-        other must be of the array's own dtype.
+        array converts to the float dtype of `out` (bfloat16, float16, float32, float64). For any
+        other array, `out` must have the array's own dtype.
         """
 
 def positions(key: NDArray[np.int64], n: int) -> tuple[int, int] | NDArray[np.int64] | None:
-    """Positions among `n` that an index means: a half-open range if they are one, else a new array.
+    """The positions among `n` rows that an index array selects: a half-open range if possible, else an array.
 
-    Negative ones count from the end. None when one is out of range.
+    Negative entries count from the end. None when an entry is out of range.
     """
 
 def concat(arrays: Sequence[Array]) -> Array: ...
 
 @final
 class Reader:
-    """One store directory at one commit (or a foreign Zarr group as it stands)."""
+    """One store directory at one commit, or a foreign Zarr group in its present state."""
 
     def __new__(cls, path: str, verify: str = "first") -> Self: ...
     @property
     def path(self) -> str: ...
     @property
     def record(self) -> int | None:
-        """The number of the record this view is of; None for a foreign group."""
+        """The number of this commit's record; None for a foreign group."""
     @property
     def attributes(self) -> str:
         """The root group's attributes at this commit, as JSON."""
     @property
     def state(self) -> str:
-        """What the writer gave `commit`, as JSON."""
+        """The state that the writer passed to `commit`, as JSON."""
     @property
     def groups(self) -> dict[str, str]:
         """The attributes of every group but the root, as JSON, by path."""
@@ -101,7 +101,7 @@ class Reader:
         """Paths of all arrays, sorted: ``resid``, ``tokens/offset``, ``examples/id/bytes``."""
     def array(self, name: str) -> Array: ...
     def refresh(self) -> Reader:
-        """A reader of the newest record (this one keeps its view)."""
+        """A new reader of the newest record; this one does not change."""
     def usage(self) -> str:
         """JSON: ``{array: {"rows", "logical_bytes", "stored_bytes", "hole_bytes", "shards"}}``."""
     def verify(
@@ -112,8 +112,8 @@ class Reader:
     ) -> str:
         """JSON: ``{"chunks", "bytes", "damaged": [...], "leftovers": [path]}``.
 
-        Each of the damaged: ``{"array", "shard", "chunk": [row, layer, dim] | null, "kind", "message"}``.
-        `progress` is called with (bytes done, bytes in all).
+        An entry of ``damaged``: ``{"array", "shard", "chunk": [row, layer, dim] | null, "kind", "message"}``.
+        `progress` is called with the bytes done and the total.
         """
     def close(self) -> None: ...
 
@@ -130,7 +130,7 @@ class Writer:
         overwrite: Literal["never", "empty", "always"],
         threads: int = ...,
     ) -> Writer:
-        """Make a store and publish its first, empty record.
+        """Create a store and publish its first, empty record.
 
         `attributes`: JSON object, the root group's attributes. `arrays`: JSON list of
         ``{"name", "shape": [n_layers, dim] or [], "dtype", "codec": "blosc" | "raw",
@@ -150,7 +150,7 @@ class Writer:
     def state(self) -> str: ...
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """name -> (shape with the rows appended so far, dtype)."""
+        """The shape, with the rows appended so far, and the dtype of each array by name."""
     def add_arrays(self, arrays: str) -> None:
         """Add arrays (same JSON as `create`) with no rows; they are on disk after the next commit."""
     def add_groups(self, groups: str) -> None:
@@ -161,9 +161,9 @@ class Writer:
     def append(self, rows: Mapping[str, NDArray[Any]]) -> bool:
         """Append rows to several arrays, all or none; True when an automatic commit is due."""
     def read(self, name: str, start: int, stop: int, out: NDArray[Any]) -> None:
-        """Rows appended or committed so far (1-D arrays only)."""
+        """Read rows of a 1-D array, committed or not, into `out`."""
     def commit(self, state: str, threads: int = ...) -> int:
-        """Publish everything appended, durable on return; the record's number."""
+        """Publish all appended rows, durable on return; returns the number of the record."""
     def close(self) -> None:
         """Unlock. Uncommitted rows are discarded: commit first."""
 
@@ -177,14 +177,15 @@ def search(
     threads: int = ...,
     progress: Callable[[int, int], object] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64], int]:
-    """Scores ``[nq, k]``, rows, layers, and how many scores were computed twice.
+    """Scores ``[nq, k]``, row ids, layers, and the number of scores that were recomputed in float64.
 
-    `array` may lie in memory: C-contiguous ``[n, L, D]`` of floats. `queries` are ``[nq, 1 or L, D]`` for L
-    selected layers. `scoring` has ``metric``, ``combine``, ``weights`` (float64 ``[L]`` or None),
-    ``distances`` (whether scores are distances, negated), ``min_score``, ``skip_nan``, ``numbers`` (row i of
-    `array` is called ``numbers[i]``, or None) and ``map`` (None, or a map of the rows: means ``[L, D]``,
-    weights ``[L, R, D]`` and norms ``[n, L]`` of the selected rows, all float64). Missing: -inf, -1, -1. The
-    layers are positions among those selected of the winner with ``combine="max"``, else 0.
+    `array` is stored, or in memory: C-contiguous floats ``[n, L, D]``. `queries` are ``[nq, 1 or L, D]`` for
+    L selected layers. `scoring` has ``metric``, ``combine``, ``weights`` (float64 ``[L]`` or None),
+    ``distances`` (whether scores are negated distances), ``min_score``, ``skip_nan``, ``numbers`` (the row
+    ids ``[n]`` of `array`, or None) and ``map`` (None, or an affine map of the rows: means ``[L, D]``,
+    matrices ``[L, R, D]`` and norms ``[n, L]`` of the selected mapped rows, all float64). A missing hit has
+    score -inf, row -1 and layer -1. With ``combine="max"``, a layer is the winner's position among the
+    selected layers; else it is 0.
     """
 
 def maxsim(
@@ -199,8 +200,10 @@ def maxsim(
     threads: int = ...,
     progress: Callable[[int, int], object] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64], int]:
-    """As `search`, of examples: ``offset [E + 1]`` says which of `rows` are whose, ``bounds [nq + 1]`` which
-    vectors are of which query; ``numbers`` in `scoring` are what the examples are called.
+    """As `search`, but of examples.
+
+    Example e has the rows from ``offset[e]`` to ``offset[e + 1]`` of `rows`, query q the vectors from
+    ``bounds[q]`` to ``bounds[q + 1]`` of `vectors`. ``numbers`` in `scoring` are the numbers of the examples.
     """
 
 def mapped_norms(
@@ -212,7 +215,7 @@ def mapped_norms(
     threads: int = ...,
     progress: Callable[[int, int], object] | None = None,
 ) -> NDArray[np.float64]:
-    """The norm of each row taken through the maps of its layers, ``[n, L]``."""
+    """The norm of each mapped row, ||map (x - mean)||, ``[n, L]``."""
 
 _Side = tuple[
     Array | NDArray[Any],
@@ -231,8 +234,8 @@ def cross_moments(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Means ``[L, D]`` and ``[M, E]``, and sums of products of deviations ``[L, M, D, E]``.
 
-    Each side is an array, rows, layers, and what layers and rows of the array are called; the rows of the
-    first are in the order of its array. `kind` is ``"float64"`` or ``"float32"``.
+    Each side is an array, its rows and layers, and its layer labels and row ids for messages; the rows of `x`
+    are in ascending order. `kind` is ``"float64"`` or ``"float32"``.
     """
 
 def scan(
@@ -243,20 +246,24 @@ def scan(
     threads: int = ...,
     progress: Callable[[int, int], object] | None = None,
 ) -> list[Any]:
-    """One pass for several reducers, each by its kind and what it takes; what each gives.
+    """Run several reducers, each given by kind and arguments, in one pass; returns the output of each.
 
-    ``("summary", {})`` and ``("histogram", {})`` give dicts of arrays. ``("pool", {"kind", "offset",
-    "out"})`` fills ``out [E, L, D]`` for rows that stand example by example, and gives None.
-    ``("moments", {"kind", "labels", "groups", "layers", "numbers"})`` gives ``n [G]``, ``mean [L, G, D]`` and
-    ``second``, the sums of products of deviations, flat; `kind` is ``"diagonal"``, ``"float64"`` or
-    ``"float32"``, ``labels`` uint32 ``[n]`` below ``groups`` or None, the others what layers and rows are
-    called.
-    ``("python", {"new", "update", "merge"})`` gives a state: ``update(state, layer_position, positions,
-    values)`` with positions in `rows`.
+    ``("summary", {})`` and ``("histogram", {})`` return dicts of arrays.
+
+    ``("pool", {"kind", "offset", "out"})`` fills ``out [E, L, D]`` from rows grouped by example, and returns
+    None.
+
+    ``("moments", {"kind", "labels", "groups", "layers", "numbers"})`` returns ``n [G]``, ``mean [L, G, D]``
+    and ``second``, the sums of products of deviations, flat. ``kind`` is ``"diagonal"``, ``"float64"`` or
+    ``"float32"``; ``labels`` are None or the group of each row, uint32 ``[n]`` below ``groups``; ``layers``
+    and ``numbers`` are the layer labels and row ids for messages.
+
+    ``("python", {"new", "update", "merge"})`` returns a state. It calls ``update(state, layer_position,
+    positions, values)`` with positions in `rows`.
     """
 
 def merge_states(kind: str, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Two states of ``summary`` or ``histogram`` as one."""
+    """Merge two states of ``summary`` or ``histogram``."""
 
 def machine_limits(threads: int = ...) -> dict[str, float]:
     """``read_bytes_per_second`` and ``f32_flops_per_second``, measured now."""
@@ -265,20 +272,20 @@ def compact(path: str, threads: int = ..., progress: Callable[[int, int], object
     """JSON: ``{"bytes_before", "bytes_after", "record"}``."""
 
 def repair(path: str) -> list[str]:
-    """Write the root's zarr.json anew where it is missing; the files that were written."""
+    """Rewrite the root's zarr.json if it is missing; returns the files written."""
 
 def place(path: str) -> Literal["free", "zarr", "interrupted", "rootless", "other"]:
-    """What there is where a store could be."""
+    """The kind of folder at a path where a store could be."""
 
 def check_replaceable(path: str) -> None:
-    """StorageError unless the store may be replaced: nobody writes to it, nothing else is in its folder."""
+    """Raise StorageError if the store has a writer or its folder has other files; else it may be replaced."""
 
 def put_in_place(new: str, path: str) -> None:
-    """Put a finished store in the place of another, which is removed."""
+    """Move a finished store to `path` and remove the store that was there."""
 
 def exchange(new: str, path: str) -> None:
-    """Exchange two folders, at once where the file system can."""
+    """Exchange two folders, atomically if the file system supports it."""
 
 def build_info() -> dict[str, str]: ...
 def error_kinds() -> dict[str, str]:
-    """kind -> name of its class in :mod:`actstore.errors`."""
+    """The name in :mod:`actstore.errors` of each kind's class."""

@@ -1,7 +1,7 @@
-"""What can go wrong, by class for ``except`` and by ``kind`` for programs.
+"""Exceptions and warnings, to be caught by class or told apart by ``kind``.
 
-Each class is also the builtin one would look for, so that ``except LookupError`` works
-without knowing actstore. ``kind`` is stable across releases; messages are not.
+Each class also derives from the matching builtin exception, so that ``except LookupError`` works. ``kind`` is
+stable across releases; messages are not.
 """
 
 from typing import ClassVar
@@ -13,11 +13,11 @@ class ActstoreError(Exception):
     Parameters
     ----------
     message : str
-        What was asked, what was found.
+        The request, and why it failed.
     kind : str, optional
-        A stable snake_case word; by default the class's own.
+        A stable snake_case word; by default that of the class.
     hint : str, optional
-        What to do; shown below the message in tracebacks and by the command line.
+        How to fix it; tracebacks and the command line show it below the message.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class InvalidInputError(ActstoreError, ValueError):
 
 
 class ShapeError(InvalidInputError):
-    """An array of the wrong shape; the message has the expected one and the one got."""
+    """An array of the wrong shape; the message names the expected and the actual shape."""
 
     default_kind = "shape"
 
@@ -66,13 +66,13 @@ class FormatError(ActstoreError):
 
 
 class StorageError(ActstoreError, OSError):
-    """The file system or the lock said no: I/O, disk full, held by another writer, exists already."""
+    """The file system or the lock prevents it: I/O error, full disk, another writer, existing file."""
 
     default_kind = "io"
 
 
 class NumericalError(ActstoreError, ArithmeticError):
-    """The numbers do not allow it: a singular covariance."""
+    """The computation has no result for these numbers: a singular covariance."""
 
     default_kind = "singular"
 
@@ -96,8 +96,8 @@ KINDS: dict[str, type[ActstoreError]] = {
     "closed": StorageError,
     "singular": NumericalError,
 }
-"""Every kind and its class; the native core uses the same."""
+"""Every kind and its class; the native core uses the same kinds."""
 
 
 class ActstoreWarning(UserWarning):
-    """The root of all warnings of actstore: something that one should know, of what was done all the same."""
+    """The root of all warnings of actstore. The operation continues, but the user should know of this."""

@@ -28,8 +28,8 @@ def from_array(
     Parameters
     ----------
     array : array ``[n, D]`` or ``[n, L, D]``
-        numpy, ml_dtypes, torch or a memory map, of a float dtype. A C-contiguous array is used in place, any
-        other is copied.
+        A numpy array, memory map or torch tensor of a float dtype. A C-contiguous array is used in place,
+        any other is copied.
     offsets : sequence of int, optional
         Where each example starts, ``[n_examples + 1]``, from 0 to n; by default each row is an example.
     ids : sequence of str, optional
@@ -48,7 +48,7 @@ def from_array(
     Raises
     ------
     ShapeError, InvalidInputError
-        When the array is not one of these, or an argument does not fit it.
+        When the array has another shape or dtype, or an argument does not match it.
 
     Examples
     --------
@@ -348,7 +348,7 @@ def cross_moments(
     Parameters
     ----------
     array, other : array ``[n, D]`` or ``[n, L, D]``, or Site
-        With as many rows as each other.
+        Two with equal numbers of rows.
     lag, precision, threads, progress
         As in `Site.cross_moments`.
     offsets : sequence of int, optional
@@ -375,7 +375,7 @@ def cross_moments(
 
 
 def _site(array: Any, offsets: ArrayLike | None = None) -> Site:
-    """A site as it is, an array as a site."""
+    """The site itself, or a site over an array."""
     if isinstance(array, Site) and offsets is None:
         return array
     return from_array(array, offsets)

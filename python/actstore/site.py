@@ -82,7 +82,7 @@ class Site(View):
         Parameters
         ----------
         batch_size : int
-            Rows of a batch.
+            Rows per batch.
         shuffle, seed, dtype, drop_last, reservoir, prefetch, threads
             As in `batches`.
         columns : list of str, optional
@@ -94,12 +94,12 @@ class Site(View):
         Returns
         -------
         TorchDataset
-            Each row once an epoch, over all ranks and workers.
+            Yields each row once per epoch, over all ranks and workers.
 
         Raises
         ------
         InvalidInputError
-            When torch is not installed, or an option does not fit.
+            When torch is not installed, or an option is invalid.
         """
         from .loader.torch_dataset import torch_dataset  # imports torch
 

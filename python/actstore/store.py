@@ -1,4 +1,4 @@
-"""Opening a store and what is in it."""
+"""Open stores: sites by name, columns by axis, verification and sizes on disk."""
 
 import json
 import os
@@ -43,9 +43,10 @@ def open(
     path : path or list of paths
         A store; a list of parts, whose rows are concatenated in this order; or a folder of parts, in the
         order of their index. Any Zarr v3 group with float arrays ``[rows, layers, dim]`` or ``[rows, dim]``
-        will do.
+        can be opened too.
     verify : {"first", "always", "never"}
-        When checksums of uncompressed chunks are checked. Those of compressed chunks always are.
+        When to check the checksum of an uncompressed chunk: at the first read, at every read, or never.
+        Compressed chunks are checked at every read.
 
     Returns
     -------
@@ -92,7 +93,7 @@ class Store(Mapping[str, Site]):
     Attributes
     ----------
     snapshot : Snapshot
-        What is open: the parts at one commit each. For internal use.
+        The open parts, each at one commit. For internal use.
 
     Examples
     --------
@@ -152,18 +153,18 @@ class Store(Mapping[str, Site]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the activations are: model, tokenizer, template and so on, as the writer recorded."""
+        """The identity of the activations that the writer recorded: model, tokenizer, template, ..."""
         return dict(self.snapshot.layout.identity)
 
     @property
     def n_tokens(self) -> int:
-        """Rows of axis `tokens`, or of the first axis there is."""
+        """The number of rows of axis `tokens`, or of the first axis if there is no axis `tokens`."""
         axes = self.snapshot.axes
         return axes[TOKENS].n_rows if TOKENS in axes else next((axis.n_rows for axis in axes.values()), 0)
 
     @property
     def n_examples(self) -> int:
-        """Examples, empty ones included."""
+        """The number of examples, empty ones included."""
         return self.snapshot.examples.n_rows
 
     @property
@@ -172,7 +173,7 @@ class Store(Mapping[str, Site]):
         self.snapshot.check_open()
         return Whiteners(self.snapshot.parts)
 
-    # A mapping would compare all sites.
+    # Mapping's own version would compare all sites.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -189,7 +190,7 @@ class Store(Mapping[str, Site]):
     def __len__(self) -> int:
         return len(self.sites)
 
-    # Mapping would expect KeyError.
+    # Mapping's own version catches KeyError, which `__getitem__` does not raise.
     def get(self, name: str, default: Any = None) -> Any:
         """The site of this name, or `default`."""
         return self[name] if name in self.snapshot.layout.sites else default
@@ -216,9 +217,9 @@ class Store(Mapping[str, Site]):
         return table(title, ("site", "axis", "shape", "dtype", "size"), rows)
 
     def refresh(self) -> bool:
-        """Move to the newest commit; return whether there is a new one.
+        """Move to the newest commit; return whether it is a new one.
 
-        Sites obtained before keep their view.
+        Sites obtained earlier keep their view.
 
         Raises
         ------
@@ -273,7 +274,7 @@ class Store(Mapping[str, Site]):
         Parameters
         ----------
         batch_size : int
-            Rows of a batch.
+            Rows per batch.
         sites : str or list of str, optional
             One site, or several on one axis; by default the only site.
         shuffle, seed, dtype, drop_last, reservoir, prefetch, threads
@@ -287,14 +288,14 @@ class Store(Mapping[str, Site]):
         Returns
         -------
         TorchDataset
-            Each row once an epoch, over all ranks and workers.
+            Yields each row once per epoch, over all ranks and workers.
 
         Raises
         ------
         NotFoundError
             When there is no such site.
         InvalidInputError
-            When torch is not installed, sites are on different axes, or an option does not fit.
+            When torch is not installed, sites are on different axes, or an option is invalid.
         """
         from .loader.torch_dataset import sites_of, torch_dataset  # imports torch
 
@@ -314,12 +315,12 @@ class Store(Mapping[str, Site]):
         )
 
     def verify(self, strict: bool = False, threads: int = 0, progress: Progress | None = None) -> Report:
-        """Check every checksum of this view.
+        """Check every checksum of the open commit.
 
         Parameters
         ----------
         strict : bool
-            Also list leftovers of an interrupted write.
+            Also list the leftovers of interrupted writes.
         threads : int
             0 means all cores.
         progress : callable, optional
@@ -328,6 +329,7 @@ class Store(Mapping[str, Site]):
         Returns
         -------
         Report
+            ``ok``, the damaged chunks and the leftovers.
         """
         self.snapshot.check_open()
         sizes = [_expected_bytes(part) if progress is not None else 0 for part in self.snapshot.parts]
@@ -351,7 +353,8 @@ class Store(Mapping[str, Site]):
         dict
             ``path``, ``format`` (None for a foreign group), ``uuid``, ``identity``, ``n_examples``,
             ``n_tokens``, ``sites``, ``derived``, ``whiteners``, ``artifacts``, ``unknown``,
-            ``short_columns``, ``axes``, ``examples``, ``stored_bytes``, ``hole_bytes``, ``parts``.
+            ``short_columns``, ``axes``, ``examples``, ``stored_bytes``, ``hole_bytes``, ``parts``,
+            ``missing_parts``.
         """
         self.snapshot.check_open()
         layout, parts = self.snapshot.layout, self.snapshot.parts

@@ -18,27 +18,27 @@ def update(
     threads: int = 0,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Compute what derived sites and whiteners lack after examples were appended.
+    """Complete derived sites and whiteners after examples were appended.
 
-    A derived site (``site.pool(..., out=name)``) lacks rows; a whitener (`Whitener.save`) lacks norms of the
-    rows of its site.
+    Computes the missing rows of derived sites (``site.pool(..., out=name)``) and, for whiteners saved with a
+    site (`Whitener.save`), the missing norms of the site's rows.
 
     Parameters
     ----------
     path : path or list of paths
         As for `open`.
     names : sequence of str, optional
-        Names of derived sites, and of whiteners as ``"artifacts/NAME"``, with the derived sites that these
-        need; by default all.
+        Derived sites by name, whiteners as ``"artifacts/NAME"``; a derived site that a whitener needs is
+        completed too. By default all.
     threads : int
         0 means all cores.
     progress : callable, optional
-        Called for each of them with the work done and the total, in rows times layers.
+        Called for each artifact with the work done and the total, in rows times layers.
 
     Returns
     -------
     list of str
-        The names of those that were completed, derived sites first.
+        The names of the completed artifacts, derived sites first.
 
     Raises
     ------
@@ -46,6 +46,8 @@ def update(
         When there is no such derived site or whitener.
     StorageError
         kind ``locked`` while the store is being written.
+    InvalidInputError
+        When `names` is not a list of names.
 
     Examples
     --------
@@ -64,16 +66,16 @@ def update(
     if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
         raise InvalidInputError(f"update: names: expected a list of names, got {names!r}")
     with open_store(path) as store:
-        short = unfinished(store, names)
-        for name in short:
+        incomplete = incomplete_artifacts(store, names)
+        for name in incomplete:
             [kind] = [kind for kind in KINDS if name in kind.names(store.snapshot)]
             kind.complete(store.snapshot, name, threads, progress)
             store.refresh()
-    return short
+    return incomplete
 
 
-def unfinished(store: Store, names: Sequence[str] | None = None) -> list[str]:
-    """Which artifacts of a store, among those named or all, are short; what others need comes first.
+def incomplete_artifacts(store: Store, names: Sequence[str] | None = None) -> list[str]:
+    """The incomplete artifacts of a store, among these names or all, in the order to complete them.
 
     Raises
     ------
@@ -86,12 +88,13 @@ def unfinished(store: Store, names: Sequence[str] | None = None) -> list[str]:
         if not any(name in there for there in known.values()):
             shown = "; ".join(f"{what}s: {', '.join(there) or 'none'}" for what, there in known.items())
             raise NotFoundError(f"{snapshot.name} has no artifact {name!r} ({shown})")
-    short: dict[str, str | None] = {}
+    incomplete: dict[str, str | None] = {}
     for kind in KINDS:
-        short |= kind.short(snapshot)
-    chosen = {name for name in short if names is None or name in names}
-    needed = {short[name] for name in chosen}
+        incomplete |= kind.incomplete(snapshot)
+    chosen = {name for name in incomplete if names is None or name in names}
+    needed = {incomplete[name] for name in chosen}
     # A whitener's norms need its site to be complete.
     return sorted(
-        (name for name in short if name in chosen | needed), key=lambda name: short[name] is not None
+        (name for name in incomplete if name in chosen | needed),
+        key=lambda name: incomplete[name] is not None,
     )

@@ -1,1 +1,1 @@
-"""What is kept beside a site: pooled sites, whiteners."""
+"""Data derived from sites and stored beside them: pooled sites, whiteners."""

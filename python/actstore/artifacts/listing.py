@@ -8,7 +8,7 @@ from ..disk.layout import ARTIFACTS, own_attributes
 
 
 def artifacts(reader: _native.Reader) -> dict[str, Mapping[str, Any]]:
-    """The description of each artifact by name, whatever its kind; `{}` where it is malformed."""
+    """The description of each artifact of any kind, by name; `{}` for a malformed description."""
     described: dict[str, Mapping[str, Any]] = {}
     for path, attributes in reader.groups.items():
         group, _, name = path.partition("/")

@@ -1,7 +1,7 @@
 """Sites computed from another site and written beside it (docs/format.md, "Derived sites").
 
-The recipe determines every row, so rows that are missing, because examples were appended or a run was
-interrupted, are computed later and alone.
+The recipe determines every row. Rows that are missing because examples were appended or a run was interrupted
+are therefore computed later, without the others.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from .protocol import Artifact, ArtifactRows, complete
 Compute = Callable[[int, int, Progress | None], NDArray[np.float32]]
 """``compute(start, stop, progress)``: the rows of examples `start` to `stop`, ``[stop - start, L, D]``."""
 PoolPlanner = Callable[[View], Compute]
-"""From a whole site of one part to its `Compute`; refuses what cannot be computed."""
+"""Returns the `Compute` for all rows of a site in one part; raises if they cannot be pooled."""
 
 _RUN_BYTES = 256 << 20
 _RUN_CHUNKS = 32
@@ -41,20 +41,20 @@ class PooledArtifact(Artifact):
     Parameters
     ----------
     site : View ``[rows, n_layers, d]``
-        Its source, all rows, perhaps not all layers.
+        The source: all rows, and the layers to pool.
     name : str
-        What to call it.
+        The name of the derived site.
     derived : Derived
         Its recipe, labels, dim and dtype.
     plan : callable
-        How to compute rows.
+        See `PoolPlanner`.
     """
 
     def __init__(self, site: View, name: str, derived: Derived, plan: PoolPlanner) -> None:
         self.name = name
         self._site, self._derived, self._plan = site, derived, plan
 
-    def is_short(self, part: Part) -> bool:
+    def is_incomplete(self, part: Part) -> bool:
         name = self.name
         if name in part.unknown:
             raise part.unknown[name]
@@ -67,7 +67,7 @@ class PooledArtifact(Artifact):
         if difference is not None:
             what, theirs, ours = difference
             raise InvalidInputError(
-                f"out: {name!r} of {part.path} was made with {what} = {theirs!r}, now {ours!r} is asked for",
+                f"out: {name!r} of {part.path} was made with {what} = {theirs!r}, this call has {ours!r}",
                 hint="a derived site keeps its recipe: choose another name",
             )
         return existing.rows < part.n_examples
@@ -93,7 +93,7 @@ class PooledArtifact(Artifact):
         return part.derived[self.name].rows if self.name in part.derived else 0
 
     def _in_part(self, part: Part) -> View:
-        """The source in one part alone, all of its rows."""
+        """All rows of the source in one part."""
         snapshot = snapshot_of(self._site)
         alone = Snapshot(part.path, [part], snapshot.verify, snapshot.handle)
         return View(stored_backend(alone, self._site.name), self._site.layer_positions)
@@ -104,7 +104,7 @@ class PooledArtifact(Artifact):
         return int(offsets[stop] - offsets[start]) * len(source.layers)
 
     def _runs(self, source: View, first: int) -> Iterator[tuple[int, int]]:
-        """Runs of examples from `first` on: long enough for all cores, short enough for memory."""
+        """Runs of examples from `first` on, long enough for all cores and short enough for memory."""
         n = source.n_examples
         _, n_layers, dim = source.shape
         most = max(_RUN_BYTES, _RUN_CHUNKS * n_layers << 20)
@@ -127,33 +127,33 @@ def write_pooled(
     threads: int = 0,
     progress: Progress | None = None,
 ) -> StoredBackend:
-    """Write a derived site, or what is missing of it, at the newest commit of every part.
+    """Write a derived site, or its missing rows, at the newest commit of every part.
 
     Parameters
     ----------
     site : View ``[rows, n_layers, d]``
-        Its source: all rows of a site of a store.
+        The source: all rows of a site of a store.
     name : str
-        What to call it.
+        The name of the derived site.
     recipe : mapping
-        What else determines the rows, as JSON.
+        Everything else that determines the rows, as JSON.
     labels, dim : sequence of int, int
-        Of the array to write, float32 ``[n_examples, len(labels), dim]``.
+        The layers and the dim of the derived site, float32 ``[n_examples, len(labels), dim]``.
     plan : callable
-        Given the source in one part, says how to compute rows. Called for every part before anything is
-        written, and again under the part's lock.
+        See `PoolPlanner`. Called for every incomplete part before anything is written, and again under the
+        part's lock.
     threads, progress
-        As in `complete`.
+        See `complete`.
 
     Returns
     -------
     StoredBackend
-        Of the newest commit.
+        The derived site at the newest commit.
 
     Raises
     ------
     InvalidInputError
-        When `site` is not whole, or `name` is taken or was made by another recipe.
+        When `site` is not whole, or `name` is taken or has another recipe.
     FormatError, StorageError
         As `complete`.
     """
@@ -209,23 +209,23 @@ def _check_whole(site: View, snapshot: Snapshot) -> None:
     all_rows = isinstance(rowset.rows, range) and rowset.rows == range(n_rows) and rowset.owner is None
     if not all_rows or not isinstance(rowset.examples, range) or rowset.examples != range(n_examples):
         raise InvalidInputError(
-            f"{site.full_name}: out= needs the whole site, to continue it when examples are appended; "
+            f"{site.full_name}: out= needs the whole site, so that appended examples can be added later; "
             f"this view has {len(rowset.rows)} of {n_rows} rows and {len(rowset.examples)} of "
             f"{n_examples} examples",
-            hint="write the whole site and select from the result, or leave out= away",
+            hint="write the whole site and select from the result, or omit out=",
         )
 
 
 def array_spec(path: str, name: str, derived: Derived) -> dict[str, Any]:
-    """The array of a derived site, as the native writer takes it.
+    """The array of a derived site, in the native writer's form.
 
     Raises
     ------
     StorageError
-        kind ``exists`` when a folder of this name does not belong to the store.
+        kind ``exists`` when a folder of this name exists and does not belong to the store.
     """
     folder = os.path.join(path, name)
-    # The writer has removed what an interrupted one of ours left, so anything here is someone else's.
+    # The writer removes the leftovers of interrupted writers, so anything still here is foreign.
     if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise StorageError(
             f"{folder} exists and does not belong to the store", kind="exists", hint="choose another name"
@@ -247,6 +247,6 @@ def check_rows(rows: NDArray[Any], n: int, derived: Derived) -> NDArray[Any]:
     if rows.dtype.name != derived.dtype or rows.shape != (n, len(derived.labels), derived.dim):
         raise ShapeError(
             f"expected {derived.dtype} [{n}, {len(derived.labels)}, {derived.dim}], "
-            f"computed were {rows.dtype} {list(rows.shape)}"
+            f"computed {rows.dtype} {list(rows.shape)}"
         )
     return np.ascontiguousarray(rows)

@@ -1,8 +1,9 @@
-"""One protocol for everything kept beside the sites of a store, such as pooled sites and whiteners.
+"""One protocol for all artifacts: data stored beside the sites, such as pooled sites and whiteners.
 
-An artifact is complete in a part when it covers all of the part's rows; appending leaves it short. `complete`
-writes what is missing, part by part, under each part's lock and through its commits, so that what a killed
-process had committed is never computed again. `update` finds short artifacts through the registry of kinds.
+An artifact is complete in a part when it covers all rows of the part; an append makes it incomplete.
+`complete` writes the missing rows, part by part, under each part's lock and in several commits, so that rows
+which a killed process committed are never computed again. `update` finds incomplete artifacts through the
+registry of kinds.
 """
 
 import contextlib
@@ -28,41 +29,41 @@ _COMMIT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class ArtifactRows:
-    """Rows to append to the arrays of an artifact, and the work that they stand for."""
+    """Rows to append to the arrays of an artifact, and the work done for them, in rows times layers."""
 
     arrays: Mapping[str, NDArray[Any]]
     work: int
 
 
 class Artifact(ABC):
-    """Something kept beside a site, one piece in each part of a store."""
+    """Data stored beside a site, one piece in each part of a store."""
 
     name: str
-    """In messages."""
+    """The name in the store and in error messages."""
 
     @abstractmethod
-    def is_short(self, part: Part) -> bool:
-        """Whether rows, or everything, are missing in a part.
+    def is_incomplete(self, part: Part) -> bool:
+        """Whether a part lacks rows of the artifact, or all of it.
 
         Raises
         ------
         InvalidInputError, NotFoundError, ShapeError, StorageError, FormatError
-            When it cannot be written there.
+            When the artifact cannot be written into the part.
         """
 
     def prepare(self, part: Part) -> None:  # noqa: B027
-        """Refuse what cannot be computed, before anything is written anywhere; by default nothing."""
+        """Raise if rows cannot be computed; called before any part is written. Does nothing by default."""
 
     @abstractmethod
     def work(self, part: Part) -> int:
-        """The work that is missing in a part, in rows times layers."""
+        """The remaining work in a part, in rows times layers."""
 
     @abstractmethod
     def arrays(self, part: Part) -> list[dict[str, Any]]:
-        """The arrays to add to a part, as the native writer takes them; none when they exist."""
+        """The arrays to add to a part, in the native writer's form; none when they exist."""
 
     def groups(self, part: Part) -> dict[str, Any]:
-        """The groups to add to a part, attributes by path; by default none."""
+        """The groups to add to a part: attributes by path. None by default."""
         return {}
 
     @abstractmethod
@@ -71,15 +72,16 @@ class Artifact(ABC):
 
 
 def complete(source: Any, artifact: Artifact, threads: int = 0, progress: Progress | None = None) -> bool:
-    """Write what is missing of an artifact at the newest commit of every part.
+    """Write the missing rows of an artifact at the newest commit of every part.
 
     Parameters
     ----------
     source : path or list of paths
         A store, as `actstore.open` takes it.
     artifact : Artifact
+        The artifact to complete.
     threads : int
-        For compression; 0 means all cores.
+        0 means all cores.
     progress : callable, optional
         Called with the work done and the total, in rows times layers.
 
@@ -91,24 +93,24 @@ def complete(source: Any, artifact: Artifact, threads: int = 0, progress: Progre
     Raises
     ------
     FormatError
-        kind ``unsupported`` for a group without commits.
+        kind ``unsupported`` for a foreign Zarr group, which has no commits.
     StorageError
         kind ``locked`` while the store is being written.
     ActstoreError
-        What the artifact raises. Rows computed before an error are committed.
+        Any error of the artifact. Rows computed before the error are committed.
     """
     parts = [read_part(_native.Reader(path)) for path in find_parts(source)]
-    short = []
+    incomplete = []
     for part in parts:
         _check_writable(part, artifact.name)
-        if artifact.is_short(part):
-            short.append(part)
-    for part in short:
+        if artifact.is_incomplete(part):
+            incomplete.append(part)
+    for part in incomplete:
         artifact.prepare(part)
-    meter = _Meter(sum(artifact.work(part) for part in short), progress)
-    for part in short:
+    meter = _Meter(sum(artifact.work(part) for part in incomplete), progress)
+    for part in incomplete:
         _complete_part(part, artifact, threads, meter)
-    return bool(short)
+    return bool(incomplete)
 
 
 def _check_writable(part: Part, name: str) -> None:
@@ -121,10 +123,10 @@ def _check_writable(part: Part, name: str) -> None:
 
 
 def _complete_part(part: Part, artifact: Artifact, threads: int, meter: "_Meter") -> None:
-    """One part, under its lock."""
+    """Complete the artifact in one part, under the part's lock."""
     with contextlib.closing(_native.Writer.append_to(part.path, threads)) as writer:
         part = read_part(part.reader.refresh())
-        if not artifact.is_short(part):
+        if not artifact.is_incomplete(part):
             return
         groups, specs = artifact.groups(part), artifact.arrays(part)
         if groups:
@@ -133,7 +135,7 @@ def _complete_part(part: Part, artifact: Artifact, threads: int, meter: "_Meter"
             writer.add_arrays(json.dumps(specs))
         uncommitted, last = False, time.monotonic()
         try:
-            for rows in artifact.missing(part, threads, meter.of_run()):
+            for rows in artifact.missing(part, threads, meter.for_run()):
                 due = writer.append(
                     {name: np.ascontiguousarray(array) for name, array in rows.arrays.items()}
                 )
@@ -143,7 +145,7 @@ def _complete_part(part: Part, artifact: Artifact, threads: int, meter: "_Meter"
                     writer.commit(writer.state, threads)
                     uncommitted, last = False, time.monotonic()
         except BaseException:
-            if uncommitted:  # These rows are right, and may have taken long.
+            if uncommitted:  # Keep these rows: they are correct and may have taken long to compute.
                 with contextlib.suppress(ActstoreError):
                     writer.commit(writer.state, threads)
             raise
@@ -156,15 +158,15 @@ class _Meter:
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._progress, self._done, self._total = progress, 0, total
 
-    def of_run(self) -> Progress | None:
-        """To be called within a run, with the work done of it."""
+    def for_run(self) -> Progress | None:
+        """A progress callback for the current run, which takes the work done in that run."""
         progress = self._progress
         if progress is None:
             return None
         return lambda done, _: progress(min(self._done + done, self._total), self._total)
 
     def advance(self, work: int) -> None:
-        """A run is done. Rows may have been appended meanwhile, so the total may grow."""
+        """Count a finished run. The total grows when rows were appended meanwhile."""
         self._done += work
         self._total = max(self._total, self._done)
         if self._progress is not None:
@@ -179,13 +181,13 @@ class ArtifactKind:
     """How `update` finds and completes the artifacts of one kind."""
 
     name: str
-    """What this kind's artifacts are called together: ``"derived site"``."""
+    """The name of the kind in messages: ``"derived site"``."""
     names: Callable[[Snapshot], Sequence[str]]
     """All artifacts of this kind in a store, by the names that `update` takes."""
-    short: Callable[[Snapshot], Mapping[str, str | None]]
-    """Those that are short, each with the site that it needs to be complete first, if any."""
+    incomplete: Callable[[Snapshot], Mapping[str, str | None]]
+    """The incomplete artifacts, each with the site that has to be complete first, if any."""
     complete: Callable[[Snapshot, str, int, Progress | None], None]
-    """Completes one of them."""
+    """Completes the artifact of this name: ``complete(snapshot, name, threads, progress)``."""
 
 
 KINDS: list[ArtifactKind] = []
@@ -193,5 +195,5 @@ KINDS: list[ArtifactKind] = []
 
 
 def register(kind: ArtifactKind) -> None:
-    """Let `update` know a kind."""
+    """Make a kind known to `update`."""
     KINDS.append(kind)

@@ -32,7 +32,7 @@ _RUN_ROWS = 1 << 18
 
 @dataclass(frozen=True)
 class WhitenerState:
-    """What a store keeps of a whitener: its attributes, and ``mean``, ``components`` and ``variance``."""
+    """The stored form of a whitener: attributes, and the arrays ``mean``, ``components`` and ``variance``."""
 
     attributes: Mapping[str, Any]
     arrays: Mapping[str, NDArray[np.float64]]
@@ -43,7 +43,7 @@ NormsOf = Callable[[View, range, int, Progress | None], NDArray[np.float64]]
 
 
 def names(parts: Sequence[Part]) -> list[str]:
-    """The whiteners that all parts of a store have."""
+    """The names of the whiteners that all parts of a store have."""
     by_part = [_names(part.reader) for part in parts]
     return [name for name in by_part[0] if all(name in others for others in by_part)] if by_part else []
 
@@ -52,9 +52,9 @@ _SHOWN = ("layers", "dim", "transform", "rank", "n", "source", "site")
 
 
 def describe(parts: Sequence[Part], keys: Sequence[str] | None = _SHOWN) -> dict[str, Mapping[str, Any]]:
-    """The descriptions of a store's whiteners by name: these keys of them, or all.
+    """The descriptions of a store's whiteners by name, with these keys or, for None, all keys.
 
-    ``error`` says why one cannot be read; the others are described all the same.
+    The description of a whitener that cannot be read is ``{"error": message}``.
     """
     described: dict[str, Mapping[str, Any]] = {}
     for name in names(parts):
@@ -72,7 +72,7 @@ def _names(reader: _native.Reader) -> list[str]:
 
 
 def _readable(part: Part) -> dict[str, Mapping[str, Any]]:
-    """The descriptions of the whiteners of a part, without those that cannot be read."""
+    """The descriptions of a part's whiteners, except for those that cannot be read."""
     readable = {}
     for name in _names(part.reader):
         with contextlib.suppress(FormatError):
@@ -85,7 +85,7 @@ def _attributes(reader: _native.Reader, name: str) -> Mapping[str, Any]:
 
 
 def checked(own: Any, name: str, where: str) -> Mapping[str, Any]:
-    """The description of a whitener, if it is well-formed.
+    """The description of a whitener; raises unless it is well-formed.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def stored_norms(origin: Backend, digest: str, n_layers: int) -> NDArray[np.floa
 def norms_reader(
     origin: Backend, digest: str, n_layers: int
 ) -> Callable[[int, int], NDArray[np.float64]] | None:
-    """A function that reads these norms from row `start` to `stop`; None when any are missing."""
+    """A function that reads these norms for the rows from `start` to `stop`; None when any are missing."""
     if not isinstance(origin, StoredBackend):
         return None
     pieces: list[tuple[int, int, Any]] = []
@@ -174,7 +174,7 @@ def norms_reader(
 
 
 def _norms_array(part: Part, site: str, digest: str, least: int) -> Any:
-    """The array with at least this many norms of a site's rows in a part, if there is one."""
+    """An array of a part with at least this many norms of a site's rows, if there is one."""
     for name, own in _readable(part).items():
         path = f"{ARTIFACTS}/{name}/norm"
         if own["digest"] == digest and own["site"] == site and path in part.reader.arrays:
@@ -184,8 +184,8 @@ def _norms_array(part: Part, site: str, digest: str, least: int) -> Any:
     return None
 
 
-def unfinished(parts: Sequence[Part]) -> dict[str, str]:
-    """Whiteners that lack norms in a part, each with its site; none in a foreign Zarr group."""
+def incomplete(parts: Sequence[Part]) -> dict[str, str]:
+    """The whiteners that lack norms in some part, each with its site; none in a foreign Zarr group."""
     if not parts or any(part.foreign for part in parts):
         return {}
     with_norms = {name: own for name, own in _readable(parts[0]).items() if own["site"] is not None}
@@ -211,9 +211,9 @@ class WhitenerArtifact(Artifact):
     Parameters
     ----------
     name : str
-        What to call it.
+        The name of the whitener in the store.
     state : WhitenerState
-        Its ``site`` says whose norms to keep, if any.
+        The stored form. Its attribute ``site`` names the site whose norms to store, if any.
     norms_of : callable
         Computes norms, see `NormsOf`.
     """
@@ -226,7 +226,7 @@ class WhitenerArtifact(Artifact):
             raise InvalidInputError(f"whitener {name!r} has a layer twice: {own['layers']}")
         self.name, self._state, self._norms_of = name, replace(state, attributes=own), norms_of
 
-    def is_short(self, part: Part) -> bool:
+    def is_incomplete(self, part: Part) -> bool:
         own, site = self._state.attributes, self._state.attributes["site"]
         if site is not None:
             _check_site(part, site, own)
@@ -288,7 +288,7 @@ def _check_site(part: Part, site: str, own: Mapping[str, Any]) -> None:
     elif site in part.derived:
         labels, dim = part.derived[site].labels, part.derived[site].dim
     else:
-        raise InvalidInputError(f"{part.path} has no site {site!r} to keep the norms of")
+        raise InvalidInputError(f"{part.path} has no site {site!r}, whose norms the whitener should store")
     for label in own["layers"]:
         if label not in labels:
             raise NotFoundError(
@@ -296,7 +296,7 @@ def _check_site(part: Part, site: str, own: Mapping[str, Any]) -> None:
                 hint="select the whitener's layers, or save it without a site",
             )
     if dim != own["dim"]:
-        raise ShapeError(f"{part.path}: {site!r} has dim {dim}, the whitener {own['dim']}")
+        raise ShapeError(f"{part.path}: {site!r} has dim {dim}, the whitener has dim {own['dim']}")
 
 
 def _axis(part: Part, site: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Estimators with the conventions of scikit-learn, which is not needed."""
+"""The base class of estimators. It follows the conventions of scikit-learn without importing it."""
 
 import inspect
 from typing import Any, Self
@@ -9,8 +9,8 @@ from ..errors import InvalidInputError
 class Estimator:
     """Parameters by name, so that ``sklearn.base.clone``, pipelines and grid searches work.
 
-    A subclass assigns each argument of its constructor, unchanged, to an attribute of the same name. What
-    `fit` learns ends in an underscore.
+    A subclass assigns each argument of its constructor, unchanged, to an attribute of the same name. The
+    names of fitted attributes end in an underscore.
     """
 
     @classmethod

@@ -46,17 +46,17 @@ class IdSet:
             twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise InvalidInputError(f"ids: {twice!r} occurs twice")
         hashes = np.fromiter(map(hash, names), np.int64, len(names))
-        suspects = np.zeros(len(names), bool)
+        maybe_known = np.zeros(len(names), bool)
         for run in self._load():
             nearest = np.minimum(np.searchsorted(run, hashes), run.size - 1)
-            suspects |= run[nearest] == hashes
-        if suspects.any():
+            maybe_known |= run[nearest] == hashes
+        if maybe_known.any():
             stored = {name for block in self._stored() for name in block}
-            for i in np.flatnonzero(suspects).tolist():
+            for i in np.flatnonzero(maybe_known).tolist():
                 if names[i] in stored:
                     raise InvalidInputError(
                         f"ids: {self._native.path} already has an example {names[i]!r}",
-                        hint="ids default to positions; pass ids= to mix such examples with others",
+                        hint="default ids are positions; pass ids= if the store also has ids of another form",
                     )
         return hashes
 

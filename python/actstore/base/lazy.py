@@ -1,4 +1,4 @@
-"""`functools.cached_property` without a lock, as it is in Python 3.12 and later.
+"""`functools.cached_property` without a lock, as in Python 3.12 and later.
 
 Python 3.11 holds one lock for all instances while it computes a value. That can deadlock: the computation
 reads from the store and waits for the thread pool, while a reducer running in the pool accesses the same

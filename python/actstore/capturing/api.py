@@ -72,7 +72,7 @@ def capture(
     the equivalent in transformers, TransformerLens and vLLM (`Site.about`).
 
     On SIGINT and SIGTERM, the complete examples are committed before the signal takes effect. A kill loses
-    only what came after the last commit. ``resume=True`` continues from there.
+    only the rows after the last commit. ``resume=True`` continues from there.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def capture(
     texts : iterable
         Of str, (id, str), dicts (``text``, ``messages`` or ``image``; ``id``, ``target``; other keys are
         columns), images, or ready batches (dicts of ``input_ids`` ``[B, T]`` and ``attention_mask``, or
-        ``pixel_values``). A ready batch goes through the model as it is.
+        ``pixel_values``). A ready batch goes through the model unchanged.
     tokenizer : str or tokenizer, optional
         By default the model's own.
     sites : sequence of str, or mapping of str to layers
@@ -154,7 +154,7 @@ def capture(
     Raises
     ------
     NotFoundError
-        For a missing model, site or layer, with those that exist.
+        For a missing model, site or layer. The message lists those that exist.
     InvalidInputError
         For invalid inputs or options, and for `resume` of another capture.
     StorageError
@@ -204,7 +204,7 @@ def capture(
     sample = Sample(encoder, stream.sample(_SAMPLE))
     options = CaptureOptions(sites, layers, dtype, pool, batch_tokens, window)
     with (
-        _prepared(loaded, encoder, stream, sample, options) as session,
+        _prepare_session(loaded, encoder, stream, sample, options) as session,
         contextlib.ExitStack() as stack,
     ):
         if store_text and any(isinstance(item, Input) and item.image is not None for item in sample.items):
@@ -308,7 +308,7 @@ def plan(
     stream = InputStream(texts, columns=columns)
     sample = Sample(encoder, stream.sample(_SAMPLE))
     options = CaptureOptions(sites, layers, dtype, pool, batch_tokens)
-    with _prepared(loaded, encoder, stream, sample, options) as session:
+    with _prepare_session(loaded, encoder, stream, sample, options) as session:
         examples = [session.finalize(example) for example in sample.examples()]
         return estimate(session, examples, stream.n, as_path(path), codec=codec)
 
@@ -356,13 +356,16 @@ def available(
 
 def _check_number(value: Any, name: str, limit: int) -> None:
     if not is_int(value) or not 0 <= value <= limit:
-        raise InvalidInputError(f"{name} is {value!r}, not an int from 0 up")
+        raise InvalidInputError(f"{name} is {value!r}, expected an int from 0 to {limit}")
 
 
-def _prepared(
+def _prepare_session(
     loaded: "Loaded", encoder: "Encoder", stream: "InputStream", sample: "Sample", options: "CaptureOptions"
 ) -> "Session":
-    """A session after a dry run on the first of the sample or, for a process without inputs, of the input."""
+    """A session after a dry run on the first items of the sample.
+
+    A process without inputs of its own uses the first item of the whole input.
+    """
     from .discover.dry_run import HEAD
     from .inputs.sample import Sample
     from .session import Session
@@ -383,7 +386,7 @@ def _site_definitions(session: "Session") -> dict[str, Any]:
 
 
 def _show(plan: Plan) -> None:
-    """Print the plan on stderr, if the capture takes more than a few seconds."""
+    """Print the plan on stderr if the capture takes more than a few seconds."""
     if sys.stderr is None or (plan.n_tokens is not None and (plan.seconds or 0) < 5):
         return
     free, speed = f"{human_bytes(plan.free_bytes)} free", f"{plan.tokens_per_second:,.0f} tokens/s"

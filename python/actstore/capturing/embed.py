@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..disk.layout import EXAMPLES
 from ..errors import InvalidInputError
 from ..ops.pool import kind_name
-from ..rows.memory import Known, MemoryBackend
+from ..rows.memory import KnownIds, MemoryBackend
 from ..site import Site
 from ..store import Store, check_store
 from .api import CaptureWarning
@@ -91,7 +91,7 @@ def embed(
     ids = [example.id for _, examples in chunks for example in examples]
     return Site(
         MemoryBackend(
-            vectors, embedder.labels, Known(range(len(ids)), ids), titles=embedder.description("embedding")
+            vectors, embedder.labels, KnownIds(range(len(ids)), ids), titles=embedder.description("embedding")
         )
     )
 
@@ -173,7 +173,7 @@ def embed_tokens(
         MemoryBackend(
             np.concatenate(parts) if parts else embedder.no_rows(),
             embedder.labels,
-            Known(range(len(ids)), ids),
+            KnownIds(range(len(ids)), ids),
             ends=offsets,
             titles=embedder.description("token embeddings"),
             columns={

@@ -207,7 +207,7 @@ def check_fits(plan: Plan, max_bytes: int | None, existing: str | None = None) -
         return
     before, tail = (0, 0) if existing is None else _stored_bytes(existing)
     what = f"the store would take about {human_bytes(plan.stored_bytes + before)}"
-    hint = "fewer layers or sites, pool=, keep=, dtype='bfloat16'; force=True captures anyway"
+    hint = "use fewer layers or sites, pool=, keep= or dtype='bfloat16'; force=True captures anyway"
     if max_bytes is not None and plan.stored_bytes + before > max_bytes:
         raise StorageError(f"{what}, max_bytes is {human_bytes(max_bytes)}", kind="disk_full", hint=hint)
     if not plan.fits_beside(tail):

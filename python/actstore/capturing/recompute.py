@@ -24,7 +24,7 @@ _CLOSE_IN_16_BITS = 0.15
 
 @dataclass(frozen=True)
 class Recomputed:
-    """The difference between the store and what the model computes for the same examples one by one.
+    """The difference between the stored rows and those that the model computes for one example at a time.
 
     Attributes
     ----------
@@ -151,10 +151,10 @@ class _StoredExamples:
         two_streams = bool(getattr(getattr(loaded.model, "config", None), "is_encoder_decoder", False))
         self._axes = {name: columns for name, columns in store.axes.items() if "id" in columns}
         stride = identity_section(self._identity, "truncation").get("stride")
-        whole = self._keep == "all" and stride is None
+        all_stored = self._keep == "all" and stride is None
         chat = identity_section(self._identity, "template").get("chat")
         # The text does not determine the decoder's input, and for a chat it may be the rendered template.
-        self.by_ids = bool(self._axes) and whole and bool(two_streams or chat or not self._texts)
+        self.by_ids = bool(self._axes) and all_stored and bool(two_streams or chat or not self._texts)
         if self.by_ids:
             return
         if not self._texts or two_streams or chat:
@@ -170,7 +170,7 @@ class _StoredExamples:
             )
 
     def has_tokens(self, number: int) -> bool:
-        """Whether an example has tokens, as far as the store records."""
+        """Whether an example has tokens; True if the store does not record that."""
         return not self.by_ids or any(len(self._column(axis, "id", number)) for axis in self._axes)
 
     def encoder(self, number: int) -> "Encoder":
@@ -245,13 +245,13 @@ class _SiteErrors:
         same = (a == b) | (np.isnan(a) & np.isnan(b))  # Equal infinities and NaN count as equal.
         a, b = np.where(same & ~np.isfinite(a), 0, a), np.where(same & ~np.isfinite(b), 0, b)
         difference = np.where(same, 0, np.abs(a - b))
-        off, norms = np.linalg.norm(difference, axis=2), [np.linalg.norm(x, axis=2) for x in (a, b)]
+        error_norms, norms = np.linalg.norm(difference, axis=2), [np.linalg.norm(x, axis=2) for x in (a, b)]
         with np.errstate(invalid="ignore", divide="ignore"):
-            cosine = np.where(off == 0, 1.0, (a * b).sum(2) / (norms[0] * norms[1]))
-            relative = np.where(off == 0, 0.0, off / norms[1])
-        self._error = np.maximum(self._error, _or_inf(difference).max((0, 2)))
+            cosine = np.where(error_norms == 0, 1.0, (a * b).sum(2) / (norms[0] * norms[1]))
+            relative = np.where(error_norms == 0, 0.0, error_norms / norms[1])
+        self._error = np.maximum(self._error, _nonfinite_to_inf(difference).max((0, 2)))
         self._cosine = np.minimum(self._cosine, np.where(np.isfinite(cosine), cosine, -np.inf).min(0))
-        self.largest = max(self.largest, float(_or_inf(relative).max()))
+        self.largest = max(self.largest, float(_nonfinite_to_inf(relative).max()))
 
     def json(self) -> dict[str, dict[str, float | None]]:
         """The errors by layer label, as JSON."""
@@ -264,5 +264,5 @@ class _SiteErrors:
         }
 
 
-def _or_inf(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _nonfinite_to_inf(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.isfinite(values), values, np.inf)

@@ -139,7 +139,7 @@ class Session:
         if self._transfer is not None:
             self._transfer.close()
         self._evaluating.__exit__(kind, error, trace)
-        for buffer in self._buffers:  # Now, rather than when the garbage collector finds the cycle.
+        for buffer in self._buffers:  # Free them now instead of when the garbage collector finds the cycle.
             buffer.free()
 
     # ---- sites ----

@@ -3,8 +3,8 @@
 Results go to stdout, everything else to stderr. Exit status: 0 success, 1 expected failure, 2 usage error,
 130 interrupted.
 
-Rooms, top to bottom: commands/ (one module each; commands do not import each other), render/ (how results
-look), then the modules beside this one.
+Structure, from top to bottom: commands/ (one module each; commands do not import each other), render/
+(formatting of results), then the modules beside this one.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:  # None if the caller closed it.
             sys.stdout.flush()
         return status
-    except SystemExit as stop:  # The command found options that do not go together.
+    except SystemExit as stop:  # The command rejected a combination of options.
         return _exit_status(stop)
     except KeyboardInterrupt:
         _print_stderr("interrupted")

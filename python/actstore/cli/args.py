@@ -7,7 +7,7 @@ from typing import Any, NoReturn, Protocol
 from ..errors import InvalidInputError
 
 Commands = Any
-"""What ``add_subparsers`` returns; argparse has no public name for its type."""
+"""The type that ``add_subparsers`` returns, which has no public name."""
 
 
 class ArgumentTarget(Protocol):
@@ -146,7 +146,7 @@ def default_site(sites: Sequence[str], path: object, hint: str) -> str:
 
 
 def usage_error(args: argparse.Namespace, message: str) -> NoReturn:
-    """Report options that do not go together, and exit with status 2.
+    """Report options that cannot be combined, and exit with status 2.
 
     The command must have set ``parser`` as a default of its arguments.
     """

@@ -1,4 +1,4 @@
-"""What ``dump`` and ``plan`` share: their arguments, loading the model, reading the texts."""
+"""The arguments that ``dump`` and ``plan`` share, loading the model, and reading the texts."""
 
 import argparse
 import itertools
@@ -117,7 +117,7 @@ def _add_texts(group: ArgumentTarget) -> None:
         help="instead of truncating, split long texts into windows that start N tokens apart",
     )
     group.add_argument(
-        "--prompt", metavar="TEXT", help="text to put before each text (default: the model's own prompt)"
+        "--prompt", metavar="TEXT", help="text to prepend to each text (default: the model's own prompt)"
     )
     group.add_argument(
         "--chat",
@@ -125,7 +125,7 @@ def _add_texts(group: ArgumentTarget) -> None:
         const=True,
         metavar="TEMPLATE",
         help="apply a chat template; each text becomes a user turn. TEMPLATE is a template or a file "
-        "(default: the model's own); 'generate' is the model's own with the start of the assistant's reply",
+        "(default: the model's own); 'generate' also adds the generation prompt",
     )
 
 
@@ -141,7 +141,7 @@ def _add_execution(group: ArgumentTarget) -> None:
         type=natural,
         default=0,
         metavar="N",
-        help="seed of the random fraction that --keep takes (default: 0)",
+        help="seed of the random fraction that --keep selects (default: 0)",
     )
     group.add_argument(
         "--max-bytes",

@@ -1,4 +1,4 @@
-"""Which rows of a store a query is compared with: the site, its layers and the pooling."""
+"""The rows of a store that a query is compared with: the site, its layers and the pooling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,9 +91,9 @@ def search_target(store: Store, site_name: str | None, layers: Any, pool: str | 
 def _pooled_later(name: str, rows: Site, recipe: dict[str, Any], pool: str | None) -> SearchTarget:
     """A site that `Site.pool` wrote."""
     if recipe["mix"] is not None or not recipe["special"]:
-        how = "with its layers mixed" if recipe["mix"] is not None else "without special tokens"
+        detail = "with its layers mixed" if recipe["mix"] is not None else "without special tokens"
         raise InvalidInputError(
-            f"{name!r} was pooled {how}, and a query cannot be pooled the same way",
+            f"{name!r} was pooled {detail}, and a query cannot be pooled the same way",
             hint=f"--site {recipe['source']}",
         )
     _check_pool(pool, recipe["kind"], name)
@@ -103,7 +103,7 @@ def _pooled_later(name: str, rows: Site, recipe: dict[str, Any], pool: str | Non
 def _pooled_at_capture(store: Store, name: str, rows: Site, pool: str | None) -> SearchTarget:
     """A site that was captured with one row per example."""
     kind = store.identity.get("pool")
-    if not isinstance(kind, str):  # Not written by `capture`: nothing says how it was pooled.
+    if not isinstance(kind, str):  # `capture` did not write the store, so the kind of pooling is unknown.
         return SearchTarget(name, rows, pool or "mean", rows)
     _check_pool(pool, kind, name)
     return SearchTarget(name, rows, kind, rows)

@@ -95,7 +95,7 @@ class ProgressBar:
     Parameters
     ----------
     verb : str
-        What is being done, such as ``"pool"``.
+        Name of the operation, such as ``"pool"``.
     """
 
     def __init__(self, verb: str) -> None:
@@ -106,7 +106,7 @@ class ProgressBar:
 
     @property
     def in_bytes(self) -> Progress | None:
-        """A callback that takes bytes done and bytes in total; None if nothing is to be shown."""
+        """A callback that takes bytes done and bytes in total; None if the bar is not shown."""
         # stderr is None if the caller closed it.
         return self._update if sys.stderr is not None and sys.stderr.isatty() else None
 

@@ -78,7 +78,7 @@ class TextFile:
     read
         Reads the examples.
     count
-        Returns the number of examples; None if only reading them all would tell.
+        Returns the number of examples; None if it is unknown before all are read.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class TextFile:
 
     @lazy
     def n_examples(self) -> int | None:
-        """The number of examples; None if only reading them all would tell."""
+        """The number of examples; None if it is unknown before all are read."""
         with _reading(self.title):
             return self._count()
 
@@ -188,7 +188,7 @@ def _count_records(path: str) -> int:
 
 
 class CsvReader(Protocol):
-    """What `csv.reader` returns; its type has no public name."""
+    """The type that `csv.reader` returns, which has no public name."""
 
     @property
     def line_num(self) -> int:
@@ -220,7 +220,7 @@ def _csv(path: str, text_column: str) -> Iterator[dict[str, Any]]:
 
 
 def _count_csv(path: str) -> int | None:
-    """The number of rows. A quoted field may contain line feeds, so that counting means parsing."""
+    """The number of rows. A quoted field may contain line feeds, so counting requires parsing."""
     if os.path.getsize(path) > _SMALL_CSV:
         return None
     try:
@@ -320,14 +320,14 @@ def _item(record: dict[str, Any], text_column: str, where: str) -> dict[str, Any
             raise InvalidInputError(f"{where}: expected {text_column!r} to be a str, got {_type_name(text)}")
         item["text"] = text
     else:
-        instead = [key for key in _INSTEAD_OF_TEXT if key in record]
-        if len(instead) != 1 or text_column != "text":
+        alternatives = [key for key in _INSTEAD_OF_TEXT if key in record]
+        if len(alternatives) != 1 or text_column != "text":
             raise InvalidInputError(
                 f"{where}: no column {text_column!r}, it has {', '.join(map(repr, record)) or 'no columns'}",
                 hint="--text-column names the column that holds the text",
             )
-        item[instead[0]] = record[instead[0]]
-        used.add(instead[0])
+        item[alternatives[0]] = record[alternatives[0]]
+        used.add(alternatives[0])
     key = next((key for key in ("_id", "id") if key in record and key != text_column), None)
     if key is not None:
         name = record[key]

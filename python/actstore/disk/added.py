@@ -1,7 +1,7 @@
-"""Columns that were added to rows that were already there.
+"""Columns that were added to existing rows.
 
-An added column may be short: it has fewer rows than its axis, in one part or in several. It is offered when
-every part has it in full.
+An added column may be short: it has fewer rows than its axis, in one part or in several. It becomes
+available when every part has it in full.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class AddedColumn:
     dtype: str
     rows: int
     fill: Any
-    """The value of rows that an append does not give; None when every append must give them."""
+    """The value for rows of an append that omits the column; None if every append must give it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ColumnCoverage:
     covers: int
     n_rows: int
     conflict: str | None
-    """What the parts disagree on, if anything."""
+    """The difference between the parts; None if they agree."""
 
     @property
     def usable(self) -> bool:
@@ -59,7 +59,7 @@ def parse_added(attributes: str, where: str) -> tuple[bool, Any]:
 def column_coverage(
     parts: list[tuple[str, int, Mapping[str, str], Mapping[str, AddedColumn]]],
 ) -> dict[str, ColumnCoverage]:
-    """Every column of one axis that is added in at least one part.
+    """The columns of one axis that are added columns in at least one part.
 
     Parameters
     ----------

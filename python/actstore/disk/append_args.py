@@ -1,4 +1,4 @@
-"""The arguments of an append, checked and brought to one form: rows, lengths, ids, columns."""
+"""Checking and normalizing the arguments of `append`: rows, lengths, ids, columns."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,14 +57,14 @@ def site_rows(
     arrays : mapping
         The native writer's arrays: shape and dtype by name.
     ahead : mapping of str to int
-        Rows that were appended before and belong to the first of these examples.
+        Rows of the first of these examples that were appended earlier, by site.
     cast : bool
         Whether other float dtypes are rounded to the site's.
 
     Raises
     ------
     InvalidInputError, ShapeError
-        Naming the site, the expected value and the given one.
+        The message names the site, the expected value and the given one.
     """
     sites = list(layout.sites)
     if not isinstance(acts, Mapping):
@@ -99,7 +99,7 @@ def site_rows(
 def _cast(name: str, array: NDArray[Any], dtype: np.dtype[Any], cast: bool) -> NDArray[Any]:
     if array.dtype == np.uint16 and dtype.name == "bfloat16":
         raise InvalidInputError(
-            f"site {name!r} is bfloat16, got uint16, which could be anything",
+            f"site {name!r} is bfloat16, got uint16, which is ambiguous",
             hint="if these are bfloat16's bits: array.view(ml_dtypes.bfloat16)",
         )
     if not cast:
@@ -117,7 +117,7 @@ def lengths_by_axis(
     Raises
     ------
     InvalidInputError, ShapeError
-        Naming the axis, the expected value and the given one.
+        The message names the axis, the expected value and the given one.
     """
     if not axes:
         if lengths is not None:
@@ -274,8 +274,8 @@ def _list_of_str(values: Any, what: str) -> list[str] | None:
         return []
     if kinds != {True}:
         if True in kinds:
-            odd = next(text for text in texts if not isinstance(text, str))
-            raise InvalidInputError(f"{what}: strings mixed with {odd!r}, {type(odd).__name__}")
+            other = next(text for text in texts if not isinstance(text, str))
+            raise InvalidInputError(f"{what}: strings mixed with {other!r}, {type(other).__name__}")
         return None
     for text in texts:
         try:

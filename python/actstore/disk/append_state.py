@@ -1,4 +1,4 @@
-"""How far a writer has got: the examples and rows it was given, and their digest."""
+"""A writer's progress: the number of examples and rows that it has received, and their digest."""
 
 import hashlib
 import json
@@ -14,21 +14,21 @@ _EMPTY_DIGEST = bytes(16)
 
 @dataclass(frozen=True)
 class AppendState:
-    """The examples that a writer was given so far, committed or not."""
+    """The progress of a writer, including examples that are not committed yet."""
 
     n_examples: int
     rows: dict[str, int]
     """The number of rows of each axis."""
     digest: bytes
-    """Of the ids and lengths of all examples (docs/format.md, "Records")."""
+    """Digest of the ids and lengths of all examples (docs/format.md, "Records")."""
     ends: dict[str, int]
     """The last offset of each string column, once it is known."""
     note: dict[str, Any]
-    """For the process that resumes."""
+    """The caller's note for the process that resumes."""
 
     @staticmethod
     def of(state: Mapping[str, Any], n_examples: int, rows: dict[str, int]) -> "AppendState":
-        """From the state of the newest commit record."""
+        """Parse the state in the newest commit record."""
         digest = bytes.fromhex(state.get("digest") or _EMPTY_DIGEST.hex())
         return AppendState(n_examples, rows, digest, {}, dict(state.get("note") or {}))
 
@@ -39,7 +39,7 @@ class AppendState:
         ends: Mapping[str, int],
         note: dict[str, Any],
     ) -> "AppendState":
-        """The state after more examples, of these ids and these lengths on each axis."""
+        """The state after appending examples with these ids, and these lengths on each axis."""
         return AppendState(
             n_examples=self.n_examples + len(names),
             rows={axis: count + int(lengths[axis].sum()) for axis, count in self.rows.items()},

@@ -1,4 +1,4 @@
-"""The columns of one axis, read when they are first used."""
+"""The columns of one axis, read on first access."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ class Columns(Mapping[str, NDArray[Any]], Table):
         self.short: dict[str, ColumnCoverage] = {
             name: added for name, added in coverage.items() if not added.usable
         }
-        """The added columns that are not offered."""
+        """The added columns that are not available yet."""
         self._dtypes: dict[str, str] = {}
         for part in self._parts:
             self._dtypes.update(part.columns.get(axis, {}))
@@ -107,7 +107,7 @@ class Columns(Mapping[str, NDArray[Any]], Table):
         return self._cache[name]
 
     def _absent(self, name: str) -> NotFoundError:
-        """The error for a column that is not offered, be it short or not there at all."""
+        """The error for a column that is short or does not exist."""
         short = self.short.get(name)
         if short is not None and short.conflict is not None:
             return NotFoundError(f"parts differ in the dtype of column {self.axis}/{name}: {short.conflict}")
@@ -177,7 +177,7 @@ class Columns(Mapping[str, NDArray[Any]], Table):
         NotFoundError
             When there is no such string column, or no such row.
         FormatError
-            When the stored bytes are no string.
+            When its offsets point outside the bytes, or the bytes are not UTF-8.
         """
         if self._dtypes.get(name) != STRINGS or not 0 <= row < self.n_rows:
             raise NotFoundError(f"axis {self.axis!r} has no string column {name!r} with a row {row}")

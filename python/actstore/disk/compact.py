@@ -21,9 +21,9 @@ class Compaction:
 def compact(
     path: str | os.PathLike[str], *, threads: int = 0, progress: Progress | None = None
 ) -> Compaction:
-    """Rewrite the files of a store that have holes. Every small commit leaves some.
+    """Rewrite the files of a store that have holes. Small commits leave holes.
 
-    Values do not change. A reader that is open works until it meets a rewritten file. Then it raises
+    Values do not change. An open reader works until it accesses a rewritten file. It then raises
     FormatError (kind ``compacted``), and `Store.refresh` makes it work again.
 
     Parameters

@@ -34,9 +34,9 @@ def create(
     sites : mapping of str to SiteSpec
         The sites of the store, by name.
     codec : {"blosc", "raw"}
-        Lossless compression, or the bytes as they are in memory, which are searched in place.
+        Lossless compression, or uncompressed chunks, which are searched in place.
     overwrite : bool
-        Replace a store at `path`. Nothing else is ever replaced, nor a store whose folder holds other files.
+        Replace a store at `path`. Anything else, or a store whose folder holds other files, is an error.
     identity : mapping, optional
         The origin of the activations (weights, tokenizer, ...), as JSON can hold it.
     part : tuple of int, optional
@@ -80,7 +80,7 @@ def create_where(
     part: tuple[int, int] | None,
     threads: int,
 ) -> StoreWriter:
-    """Create a store like `create` does; `overwrite` says which existing stores it may replace."""
+    """Like `create`, but `overwrite` specifies which existing stores may be replaced."""
     if codec not in ("blosc", "raw"):
         raise InvalidInputError(f"codec {codec!r} is neither 'blosc' nor 'raw'")
     layout = _new_layout(sites, identity, part)

@@ -18,7 +18,7 @@ EXAMPLES = "examples"
 TOKENS = "tokens"
 IDS = f"{EXAMPLES}/id"
 ARTIFACTS = "artifacts"
-"""The group of everything that is kept beside the sites: whiteners, vocabularies, probes."""
+"""The group of artifacts, which are stored beside the sites: whiteners, vocabularies, probes."""
 ENCODINGS = "encodings"
 """The group of the scales of encoded sites."""
 RESERVED = frozenset({EXAMPLES, ARTIFACTS, ENCODINGS})
@@ -82,7 +82,7 @@ class Layout:
 def column_array(name: str, dtype: str) -> dict[str, Any]:
     """The native writer's specification of a 1-D array."""
     group, _, rest = name.partition("/")
-    # The lengths of offsets and of string bytes are no numbers of rows, so these dimensions have other names.
+    # The lengths of offsets and of string bytes do not count rows, so these dimensions have other names.
     leaf = rest.rpartition("/")[2]
     plain = "/" not in rest and leaf != "offset"
     return {

@@ -22,7 +22,7 @@ def find_parts(source: object) -> list[str]:
     NotFoundError
         When a path does not exist or holds no store.
     InvalidInputError
-        When `source` is not a path or a list of paths, is an empty list, or has a part twice.
+        When `source` is not a path or a list of paths, is an empty list, or names a part twice.
     """
     if isinstance(source, str | os.PathLike):
         path = as_path(source)
@@ -41,7 +41,7 @@ def find_parts(source: object) -> list[str]:
     if not isinstance(source, Iterable) or isinstance(source, bytes | Mapping):
         raise InvalidInputError(
             f"expected a path or a list of paths, got {type(source).__name__}",
-            hint="an open store has its path: store.path" if isinstance(source, Mapping) else None,
+            hint="pass the path of the open store: store.path" if isinstance(source, Mapping) else None,
         )
     paths = [as_path(item) for item in source]
     if not paths:
@@ -56,10 +56,10 @@ def _distinct(paths: list[str]) -> list[str]:
     """The paths, after a check that no two of them, links included, are the same directory."""
     seen: set[str] = set()
     for path in paths:
-        real = os.path.realpath(path)
-        if real in seen:
+        resolved = os.path.realpath(path)
+        if resolved in seen:
             raise InvalidInputError(f"{path} is given twice")
-        seen.add(real)
+        seen.add(resolved)
     return paths
 
 

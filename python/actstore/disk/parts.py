@@ -44,7 +44,7 @@ class Part:
 
 
 def in_order(parts: list[Part]) -> list[Part]:
-    """The parts by part index if each has one, else as they are.
+    """The parts sorted by part index if each has one, else in the given order.
 
     Raises
     ------
@@ -79,7 +79,7 @@ def agree(parts: Sequence[Part]) -> None:
     Raises
     ------
     InvalidInputError
-        Naming the first difference.
+        The message names the first difference.
     """
     first = parts[0]
     for part in parts[1:]:
@@ -145,7 +145,7 @@ def read_part(reader: _native.Reader) -> Part:
 
 
 def _site_rows(reader: _native.Reader, names: frozenset[str], layout: Layout) -> dict[str, int]:
-    """The number of rows of each axis that has a site, as all of its sites agree on it."""
+    """The number of rows of each axis that has a site, after a check that all its sites agree."""
     path = reader.path
     rows: dict[str, int] = {}
     for name, site in layout.sites.items():
@@ -259,7 +259,7 @@ def _find_columns(
 ) -> tuple[dict[str, str], dict[str, AddedColumn]]:
     """The complete columns of an axis, and all its added ones.
 
-    In a group whose layout is guessed, arrays that do not fit are no columns; elsewhere they are damage.
+    In a group whose layout is guessed, arrays that do not fit are ignored; elsewhere they are damage.
     """
     columns: dict[str, str] = {}
     added: dict[str, AddedColumn] = {}
@@ -270,19 +270,19 @@ def _find_columns(
             continue
         array = reader.array(name)
         if leaf == "":
-            good = len(array.shape) == 1 and array.dtype in COLUMN_DTYPES
+            valid = len(array.shape) == 1 and array.dtype in COLUMN_DTYPES
             n, dtype, attributes = array.shape[0], array.dtype, array.attributes
         elif axis == EXAMPLES and leaf == "bytes" and f"{axis}/{column}/offset" in names:
-            good = array.dtype == "uint8"
-            dtype = STRINGS if good else array.dtype
+            valid = array.dtype == "uint8"
+            dtype = STRINGS if valid else array.dtype
             n = _offset_count(reader, f"{axis}/{column}/offset")
             attributes = reader.groups.get(f"{axis}/{column}", "{}")
         else:
             continue
         is_added, fill = parse_added(attributes, f"{reader.path}: {axis}/{column}")
-        if good and is_added and n <= n_rows:
+        if valid and is_added and n <= n_rows:
             added[column] = AddedColumn(dtype, n, fill)
-        if good and n == n_rows:
+        if valid and n == n_rows:
             columns[column] = dtype
         elif column not in added and not guessed:
             raise FormatError(

@@ -88,7 +88,7 @@ def find_derived(
     -------
     derived : dict of str to Derived
     unknown : dict of str to FormatError
-        Those that only a later actstore can read, with the error to raise when they are asked for.
+        Those that only a later actstore can read, with the error to raise when they are accessed.
 
     Raises
     ------
@@ -116,9 +116,11 @@ def find_derived(
                 raise
             unknown[name] = error
             continue
-        there = rows.get(one.axis, 0)
-        if one.rows > there:
-            raise FormatError(f"{where} has {one.rows} rows, axis {one.axis!r} has {there}", kind="metadata")
+        n_axis_rows = rows.get(one.axis, 0)
+        if one.rows > n_axis_rows:
+            raise FormatError(
+                f"{where} has {one.rows} rows, axis {one.axis!r} has {n_axis_rows}", kind="metadata"
+            )
         derived[name] = one
     return derived, unknown
 

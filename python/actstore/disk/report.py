@@ -18,7 +18,7 @@ class Damage:
     chunk : list of int or None
         The chunk's position in the array's grid of chunks, if known.
     kind, message : str
-        Those of the error that reading it raises.
+        Kind and message of the error that reading it raises.
     """
 
     part: str
@@ -38,7 +38,7 @@ class Report:
     damaged : list of Damage
         Everything with a wrong checksum, length or metadata.
     leftovers : list of str
-        Files that an interrupted write left, listed with ``strict=True``. They do no harm.
+        Files that an interrupted write left, listed with ``strict=True``. They are harmless.
     chunks, bytes : int
         The amount that was checked.
     """

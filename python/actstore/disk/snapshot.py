@@ -1,4 +1,4 @@
-"""What an open store reads: its parts, each at one commit."""
+"""The parts of an open store, each at one commit."""
 
 import contextlib
 import copy
@@ -17,7 +17,7 @@ from .recipe import Derived
 
 
 class Handle:
-    """Whether the store is open. All its snapshots and their sites share one."""
+    """Records whether the store is open; shared by all its snapshots and their sites."""
 
     closed = False
 
@@ -32,7 +32,7 @@ class Coverage:
     n_rows: int
     """The rows of its axis."""
     conflict: str | None
-    """What the parts disagree on, if anything."""
+    """The difference between the parts; None if they agree."""
 
     @property
     def usable(self) -> bool:
@@ -78,7 +78,7 @@ class Snapshot:
 
     @property
     def version(self) -> list[tuple[Any, ...]]:
-        """A value that changes when something was committed."""
+        """A value that changes with every commit."""
         return [(part.path, part.reader.record, part.rows, part.derived) for part in self.parts]
 
     def check_open(self) -> None:
@@ -100,19 +100,19 @@ class Snapshot:
         return self._arrays[name]
 
     def _coverage(self, name: str) -> Coverage:
-        there = [part for part in self.parts if name in part.derived]
-        site = there[0].derived[name]
+        holders = [part for part in self.parts if name in part.derived]
+        site = holders[0].derived[name]
         conflict = None
-        for part in there[1:]:
+        for part in holders[1:]:
             differs = site.difference(part.derived[name])
             if differs is not None:
                 what, ours, theirs = differs
-                conflict = f"{what} is {ours!r} in {there[0].path} and {theirs!r} in {part.path}"
-        covers = sum(part.derived[name].rows for part in there)
+                conflict = f"{what} is {ours!r} in {holders[0].path} and {theirs!r} in {part.path}"
+        covers = sum(part.derived[name].rows for part in holders)
         return Coverage(site, covers, sum(part.rows.get(site.axis, 0) for part in self.parts), conflict)
 
     def recipe(self, name: str) -> dict[str, Any] | None:
-        """The recipe of a derived site; None for a site that a writer gave."""
+        """The recipe of a derived site; None for a site whose rows were appended."""
         coverage = self.derived.get(name)
         return None if coverage is None else copy.deepcopy(coverage.site.recipe)
 
@@ -132,7 +132,7 @@ class Snapshot:
         }
 
     def short_columns(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """By axis, the added columns that are not offered because rows are missing or parts disagree."""
+        """By axis, the added columns that are not available because rows are missing or parts disagree."""
         return {
             columns.axis: {
                 name: {

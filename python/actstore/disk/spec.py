@@ -19,7 +19,7 @@ class SiteSpec:
     Parameters
     ----------
     n_layers, dim : int
-        The last two lengths of the array.
+        The lengths of the array's last two axes.
     dtype : str or dtype
         bfloat16, float16 or float32: its name, or the dtype object of numpy, ml_dtypes or torch.
     labels : sequence of int, optional

@@ -1,6 +1,6 @@
 """Appending examples to a store.
 
-An append is checked in full before the native writer gets anything, so that a refused one changes nothing.
+An append is checked in full before the native writer receives any data, so a refused append changes nothing.
 """
 
 import contextlib
@@ -153,7 +153,7 @@ class StoreWriter:
         acts : mapping of str to array
             Each site's rows ``[sum(lengths), n_layers, dim]``, or ``[n_examples, n_layers, dim]``
             for a site on the axis `examples`; numpy, ml_dtypes or torch, of the site's dtype.
-        lengths : array of int ``[n_examples]``, or mapping of axis to such
+        lengths : array of int ``[n_examples]``, or mapping of axis to such arrays
             The number of rows of each example; 0 is allowed. A store with several axes needs the mapping; one
             whose sites are all on the axis `examples` needs no lengths.
         ids : sequence of str, optional
@@ -166,15 +166,15 @@ class StoreWriter:
         cast : bool
             Accept other float dtypes, and round them once.
         note : mapping, optional
-            Where the source of the examples stands after these ones, as JSON can hold it. It is committed
-            with them, and `note` returns it to the process that resumes.
+            The position in the source of the examples after these ones, as JSON can hold it. It is
+            committed with them, and `note` returns it to the process that resumes.
 
         Raises
         ------
         ShapeError
             With the expected shape and the given one.
         InvalidInputError
-            For sites, columns, ids or dtypes other than the store's.
+            When sites, columns, ids or dtypes do not match those of the store.
         StorageError
             When the disk fails, or the writer is closed (kind ``closed``).
         """
@@ -203,17 +203,17 @@ class StoreWriter:
         for axis, sizes in by_axis.items():
             rows[f"{axis}/offset"] = np.cumsum(sizes) + before.rows[axis]
         self._next = before.after(names, by_axis, ends, kept), hashes
-        due = self._native.append(rows)
+        commit_due = self._native.append(rows)
         self._adopt()
-        self._commit_due = due
-        if due:
+        self._commit_due = commit_due
+        if commit_due:
             # The rows were accepted, so this call must not fail. The next append, commit() or close() tries
             # the commit again, and raises its error.
             with contextlib.suppress(StorageError):
                 self.commit()
 
     def _adopt(self) -> None:
-        """Count rows that the native writer accepted, also if Ctrl-C interrupted `append` right after."""
+        """Count rows that the native writer accepted, even if Ctrl-C interrupted `append` right afterward."""
         if self._next is None:
             return
         after, hashes = self._next
@@ -251,37 +251,37 @@ class StoreWriter:
         self, numbers: Sequence[NumberColumn], strings: Iterable[str]
     ) -> dict[str, NDArray[Any]]:
         """The numeric columns in their dtypes. The first append decides which columns the store has."""
-        there = self._columns()
+        existing = self._columns()
         given = {column.path: column.values.dtype.name for column in numbers} | dict.fromkeys(strings, "str")
-        if not (self._state.n_examples or there):
+        if not (self._state.n_examples or existing):
             if given:
                 self._add_columns(given)
-            there = given
-        if set(given) != set(there):
+            existing = given
+        if set(given) != set(existing):
             raise InvalidInputError(
-                f"columns: {self.path} has {sorted(there) or 'none'}, got {sorted(given) or 'none'}",
+                f"columns: {self.path} has {sorted(existing) or 'none'}, got {sorted(given) or 'none'}",
                 hint="the first append decides which columns there are",
             )
         for path in strings:
-            if there[path] != "str":
-                raise InvalidInputError(f"column {path!r} is {there[path]}, got strings")
-        return {column.path: column.in_dtype(there[column.path]) for column in numbers}
+            if existing[path] != "str":
+                raise InvalidInputError(f"column {path!r} is {existing[path]}, got strings")
+        return {column.path: column.in_dtype(existing[column.path]) for column in numbers}
 
     def _columns(self) -> dict[str, str]:
         """The dtype of each column that an append must give: all but ids and added columns."""
-        there: dict[str, str] = {}
+        existing: dict[str, str] = {}
         for name, (_, dtype) in self._native.arrays.items():
             path, _, leaf = name.rpartition("/")
             # Sites, derived sites and artifacts are in other groups.
             if path == IDS or path.partition("/")[0] not in (*self._layout.axes, EXAMPLES):
                 continue
             if leaf == "bytes":
-                there[path] = "str"
+                existing[path] = "str"
             elif leaf != "offset":
-                there[name] = dtype
+                existing[name] = dtype
         if self._added is None:
-            self._added = _added_columns(self._native.path) if there else set()
-        return {name: dtype for name, dtype in there.items() if name not in self._added}
+            self._added = _added_columns(self._native.path) if existing else set()
+        return {name: dtype for name, dtype in existing.items() if name not in self._added}
 
     def _add_columns(self, dtypes: Mapping[str, str]) -> None:
         arrays = []

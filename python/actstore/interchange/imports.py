@@ -18,7 +18,7 @@ from ..disk.create import create
 from ..disk.layout import EXAMPLES
 from ..disk.writer import StoreWriter
 from ..errors import InvalidInputError, ShapeError
-from ..ops.stored_whiteners import restore
+from ..ops.stored_whiteners import copy_whitener
 from .files import new_directory
 from .importers.detect import open_source
 from .importers.npy import load_npy
@@ -127,7 +127,7 @@ def import_(
             for name, whitener in content.whiteners.items():
                 step = _scaled(progress, done, norm_bytes[name], total)
                 site_name = whitener.metadata["site"]
-                restore(partial, name, whitener.load(), site_name, whitener.norms, threads, step)
+                copy_whitener(partial, name, whitener.load(), site_name, whitener.norms, threads, step)
                 done += norm_bytes[name]
 
 

@@ -62,7 +62,7 @@ class SharedEpochs:
             return assigned
 
     def peek(self, iteration: str | None) -> tuple[int, int]:
-        """What `begin` would return, without beginning the iteration."""
+        """The result that `begin` would return, without beginning the iteration."""
         with self._locked() as content:
             return self._known(content, iteration) or (content["epoch"], content["batch"])
 

@@ -345,7 +345,7 @@ class _Iteration:
     """The current iteration of this process, or its next one."""
 
     key: str | None = None
-    """What the workers of one iteration have in common; None in the main process."""
+    """A key that all workers of one iteration share; None in the main process."""
     loaded: tuple[int, int, int] | None = None
     """Epoch, batches to skip and worker number from a state that was loaded in this worker."""
     epoch: int = 0

@@ -1,1 +1,1 @@
-"""What is computed from rows, one file a verb."""
+"""Operations on rows, one file per operation."""

@@ -19,7 +19,7 @@ from .moments import PRECISIONS
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CrossMoments:
-    """Covariances between two sets of dims; ``a + b`` are those of the pairs of both.
+    """Covariances between two sets of dims; ``a + b`` merges those of disjoint sets of pairs.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class CrossMoments:
     mean, other_mean : array
         float64 ``[L, D]`` and ``[M, E]``.
     cov : array
-        float64 ``[L, M, D, E]``: the mean product of deviations, ddof 0.
+        float64 ``[L, M, D, E]``: sum_i (x_i - mean x) (y_i - mean y)^T / n, ddof 0.
 
     Examples
     --------
@@ -62,13 +62,13 @@ class CrossMoments:
             return self if self.n else other
         n = self.n + other.n
         share = other.n / n
-        away, other_away = other.mean - self.mean, other.other_mean - self.other_mean
+        shift, other_shift = other.mean - self.mean, other.other_mean - self.other_mean
         cov = (1 - share) * self.cov
         for i in range(len(self.layers)):
             for j in range(len(self.other_layers)):
                 cov[i, j] += share * other.cov[i, j]
-                cov[i, j] += share * (1 - share) * np.outer(away[i], other_away[j])
-        mean, other_mean = self.mean + share * away, self.other_mean + share * other_away
+                cov[i, j] += share * (1 - share) * np.outer(shift[i], other_shift[j])
+        mean, other_mean = self.mean + share * shift, self.other_mean + share * other_shift
         return CrossMoments(self.layers, self.other_layers, n, mean, other_mean, cov)
 
     def __repr__(self) -> str:
@@ -90,13 +90,14 @@ def cross_moments(
     Parameters
     ----------
     other : Site or array ``[n, E]`` or ``[n, M, E]``
-        As many rows, each of the same token (or example) as the one of this self. Of two sites the numbers
-        of rows of each example are compared.
+        One row for each row of this view, of the same token or example. A different site must have equally
+        many rows in each example. For an array or a view of the same site, only the number of rows is
+        checked.
     lag : int
-        Pair each row of this view with the row `lag` places later in the same example; rows without
-        such a partner are left out.
+        Pair each row of this view with the row of `other` that is `lag` places later in the same example;
+        rows without such a partner are left out. A negative `lag` pairs it with an earlier row.
     precision, threads, progress
-        As in `moments`.
+        See `Site.moments`.
 
     Returns
     -------
@@ -105,13 +106,16 @@ def cross_moments(
 
     Raises
     ------
-    ShapeError, InvalidInputError
-        When rows do not match, have NaN or infinities, or the result would not fit in memory.
+    ShapeError
+        When the two sides have different numbers of rows or of examples.
+    InvalidInputError
+        When the rows of an example differ in number, rows have NaN or infinities, `lag` or `precision` is
+        invalid, or the result would not fit in memory.
 
     Notes
     -----
-    Linear maps between layers are fitted from these: "Jump to Conclusions" (Din et al. 2023,
-    arXiv:2303.09435), with `lag` "Future Lens" (Pal et al. 2023, arXiv:2311.04897).
+    Linear maps between layers are fitted to these moments: "Jump to Conclusions" (Din et al. 2023,
+    arXiv:2303.09435) and, with `lag`, "Future Lens" (Pal et al. 2023, arXiv:2311.04897).
 
     Examples
     --------
@@ -169,21 +173,21 @@ def cross_moments(
 
 
 def _native_side(view: View, rows: Rows) -> Any:
-    """Rows of a view as the core takes them, with the labels of layers and row ids for messages."""
+    """The native arguments for rows of a view; error messages name its labels and row ids."""
     return *view.source_of(rows), list(view.layers), view.backend.numbers
 
 
 def _check_same_rows(view: View, other: View) -> None:
-    """Raise when the rows of two sites cannot belong to the same tokens or examples."""
+    """Raise unless two sites have equal numbers of examples, and of rows in each example."""
     if view.n_examples != other.n_examples or len(view) != len(other):
         raise ShapeError(
             f"cross_moments: {view.full_name} has {len(view)} rows in {view.n_examples} examples, "
             f"{other.full_name} has {len(other)} rows in {other.n_examples}: rows are paired one to one"
         )
     lengths, others = (np.diff(side.rowset.grouped()[1]) for side in (view, other))
-    apart = np.flatnonzero(lengths != others)
-    if apart.size:
-        first = int(apart[0])
+    different = np.flatnonzero(lengths != others)
+    if different.size:
+        first = int(different[0])
         [name] = view.backend.ids(rows_array(view.rowset.examples[first : first + 1]))
         raise InvalidInputError(
             f"cross_moments: example {name!r} has {lengths[first]} rows in {view.full_name} and "
@@ -192,14 +196,14 @@ def _check_same_rows(view: View, other: View) -> None:
 
 
 def _lagged(view: View, lag: int) -> tuple[Any, Any]:
-    """Positions of rows, and of the rows `lag` places later in the same example."""
+    """Positions of rows, and of their partners `lag` places later in the same example."""
     order, ends = view.rowset.grouped()
     lengths = np.diff(ends)
     n = len(view)
     place = np.arange(n) - np.repeat(ends[:-1], lengths)
-    room = np.repeat(lengths, lengths)
-    there = np.flatnonzero((place + lag >= 0) & (place + lag < room))
-    left, right = there, there + lag
+    length = np.repeat(lengths, lengths)
+    left = np.flatnonzero((place + lag >= 0) & (place + lag < length))
+    right = left + lag
     if order is not None:
         left, right = order[left], order[right]
     return compact_rows(left), compact_rows(right)

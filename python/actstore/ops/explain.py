@@ -1,4 +1,4 @@
-"""Why a hit scored as it did: the scores of its example's tokens, by layer or by query vector."""
+"""Explanations of hits: the scores of an example's tokens, per layer or per query vector."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -55,10 +55,10 @@ class Explanation:
 
     @property
     def best(self) -> NDArray[np.int64]:
-        """Position of the best row, int64: for MaxSim per query vector ``[Tq]``, else per layer ``[L]``."""
-        usual = np.where(np.isnan(self.scores), -np.inf, self.scores)
-        at: NDArray[np.int64] = usual.argmax(1 if self.kind == "maxsim" else 0)
-        return at
+        """The position of the best row, int64: per layer ``[L]``, or for MaxSim per query vector ``[Tq]``."""
+        scores = np.where(np.isnan(self.scores), -np.inf, self.scores)
+        best: NDArray[np.int64] = scores.argmax(1 if self.kind == "maxsim" else 0)
+        return best
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.scores, dtype=dtype, copy=copy)
@@ -93,7 +93,7 @@ def explain_example(
     layers : optional
         Layers to score, as in `Site.select`; by default those of the view.
     maxsim : bool
-        Whether each vector is scored by itself.
+        Whether to score each vector separately.
     """
     backend = view.backend
     [name] = backend.ids(np.array([example], np.int64))
@@ -110,7 +110,7 @@ def explain_example(
         if absent:
             what = "a vector" if vectors.shape[1] > 1 else "a weight"
             raise InvalidInputError(
-                f"explain: the query has {what} for each of layers {list(searched)}, not for {absent[0]}"
+                f"explain: the query has {what} for each of layers {list(searched)}, none for {absent[0]}"
             )
     at = [searched.index(label) for label in labels] if set(labels) <= set(searched) else []
     if vectors.shape[1] > 1:
@@ -138,9 +138,9 @@ def explain_example(
 
 
 def _token_rows(view: View, example: int) -> tuple[Backend, NDArray[np.int64], list[int]]:
-    """The backend with an example's tokens, their rows in it, and the labels that were searched.
+    """The backend with an example's tokens, their rows in it, and the labels of the searched layers.
 
-    For a pooled site these are the rows that were pooled if they are available, else its own row.
+    For a pooled site: the tokens that were pooled if these are available, else the pooled row itself.
     """
     backend, recipe, labels = view.backend, view.backend.recipe, list(view.layers)
     if backend.axis != EXAMPLES:
@@ -156,7 +156,7 @@ def _token_rows(view: View, example: int) -> tuple[Backend, NDArray[np.int64], l
 
 
 def _rows_of_example(view: View, example: int) -> NDArray[np.int64]:
-    """The rows of an example that the view has."""
+    """The rows of an example in this view."""
     order, offsets = view.rowset.grouped()
     [place] = np.flatnonzero(rows_array(view.rowset.examples) == example)[:1]
     positions = np.arange(offsets[place], offsets[place + 1])

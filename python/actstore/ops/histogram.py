@@ -15,16 +15,16 @@ _SPECIAL = 255
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HistogramResult:
-    """What `Histogram` gives; ``a + b`` is that of the rows of both.
+    """The result of `Histogram`; ``a + b`` merges the histograms of disjoint rows.
 
     Attributes
     ----------
     layers : list of int
         The layers' labels, ``[L]``.
     counts : array
-        uint64 ``[L, 2, 256]``: values by sign (0 is plus) and exponent bits of the float32. Exponent e from 1
-        to 254 holds ``2**(e - 127) <= |x| < 2**(e - 126)``, exponent 0 zero and what is below ``2**-126``,
-        exponent 255 infinities and NaN.
+        uint64 ``[L, 2, 256]``: the number of values by sign (0 plus, 1 minus) and exponent bits of the
+        float32. Exponent e from 1 to 254 counts ``2**(e - 127) <= |x| < 2**(e - 126)``, exponent 0 zeros and
+        subnormals (``|x| < 2**-126``), exponent 255 infinities and NaN.
 
     Examples
     --------
@@ -40,31 +40,31 @@ class HistogramResult:
 
     @property
     def edges(self) -> NDArray[np.float64]:
-        """The least magnitude of each exponent, float64 ``[256]``: 0, 2**-126, 2**-125, ..., infinity."""
+        """The smallest magnitude of each exponent, float64 ``[256]``: 0, 2**-126, 2**-125, ..., infinity."""
         edges = np.ldexp(1.0, np.arange(_SPECIAL + 1) - _BIAS)
         edges[0], edges[_SPECIAL] = 0.0, np.inf
         return edges
 
     @property
     def n_special(self) -> NDArray[np.uint64]:
-        """Infinities and NaN of each layer, uint64 ``[L]``."""
+        """The number of infinities and NaN in each layer, uint64 ``[L]``."""
         special: NDArray[np.uint64] = self.counts[:, :, _SPECIAL].sum(1)
         return special
 
     def bins(self, layer: int) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
-        """The finite values of a layer as `numpy.histogram` has them.
+        """The histogram of a layer's finite values, in the form of `numpy.histogram`.
 
         Parameters
         ----------
         layer : int
-            Its label.
+            The label of the layer.
 
         Returns
         -------
         counts : array
-            uint64 ``[n]``, from the lowest bin that is not empty to the highest; -0 is in that below 0.
+            uint64 ``[n]``, from the lowest nonempty bin to the highest; -0.0 counts in the bin below 0.
         edges : array
-            float64 ``[n + 1]``: powers of two, and 0. Bins are half-open toward the greater magnitude.
+            float64 ``[n + 1]``: powers of two, and 0. Each bin excludes its edge of greater magnitude.
 
         Raises
         ------
@@ -94,7 +94,7 @@ class HistogramResult:
 
 
 class Histogram(ArraysReducer[HistogramResult]):
-    """A reducer: how many values of each layer have which sign and which exponent.
+    """A reducer: counts of each layer's values by sign and binary exponent.
 
     Examples
     --------

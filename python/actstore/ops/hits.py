@@ -25,7 +25,7 @@ _HTML_HITS = 10
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a search guarantees.
+    """The guarantee that a search gives, and its cost.
 
     Attributes
     ----------
@@ -68,8 +68,8 @@ class Hits(Table):
     """The best rows for each query: score descending, then row ascending.
 
     ``len(hits)`` is the number of queries. ``hits[q]`` is a list of `Hit`, without missing ones; a slice of
-    queries is Hits again. Ids, examples and positions are looked up when first used, while the store is open.
-    A pickle contains all of it and needs no store.
+    queries is Hits again. Ids, examples and positions are looked up on first use, while the store is open. A
+    pickle contains them and no reference to the store, so `site` and `explain` raise for unpickled hits.
 
     Attributes
     ----------
@@ -176,7 +176,7 @@ class Hits(Table):
                 lengths = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
                 vectors = np.concatenate(parts) if parts else vectors[:0]
                 inputs = SearchInputs(inputs.view, vectors, inputs.how, lengths)
-        # What was looked up already is not looked up again; hits that were pickled have all of it.
+        # Keep looked-up places and ids: unpickled hits cannot look them up again.
         places = ids = None
         if "_places" in self.__dict__:
             examples, positions = self._places
@@ -212,11 +212,12 @@ class Hits(Table):
         Parameters
         ----------
         query : int
+            The position of the query.
 
         Returns
         -------
         Site ``[n, L, D]``
-            The rows that were searched, of a MaxSim the rows of the examples; missing hits left out.
+            The rows of the hits; for MaxSim, all rows of their examples. Missing hits are left out.
 
         Raises
         ------
@@ -230,7 +231,7 @@ class Hits(Table):
         >>> hits.site(0).read()[:, 0].tolist()
         [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
         """
-        inputs = self._of_store("site")
+        inputs = self._require_inputs("site")
         q = int_position(query, len(self), "site: query")
         rows = self.rows[q][self.rows[q] >= 0]
         view = inputs.view
@@ -240,17 +241,17 @@ class Hits(Table):
         return view.select(examples=[known[row] for row in rows.tolist()])
 
     def explain(self, query: int, rank: int, *, layers: Any = None) -> Explanation:
-        """The scores behind a hit: of each token of its example in each layer, or for each query vector.
+        """The scores of the tokens of a hit's example, per layer or, for MaxSim, per query vector.
 
-        For a pooled site the tokens are those of its source: their scores before pooling.
+        For a pooled site, the tokens are those of its source, scored before pooling.
 
         Parameters
         ----------
         query, rank : int
-            The query, and which of its hits; 0 is the first and the best.
+            The position of the query, and the rank of one of its hits; rank 0 is the best.
         layers : int, list of int or slice of labels, optional
-            As in `Site.select`; by default those that were searched. A query of one vector can be compared
-            with all layers of the site: ``layers=slice(None)``.
+            As in `Site.select`; by default the searched layers. A query of one vector can be compared with
+            all layers of the site: ``layers=slice(None)``.
 
         Returns
         -------
@@ -263,8 +264,16 @@ class Hits(Table):
             When there is no such hit, or the hits were pickled.
         NotFoundError
             When there is no such layer.
+
+        Examples
+        --------
+        >>> import actstore, numpy as np
+        >>> site = actstore.from_array(np.array([[1.0, 0.0], [3.0, 0.0]]), [0, 2])
+        >>> explanation = site.search(np.array([1.0, 0.0]), k=1, metric="dot").explain(0, 0)
+        >>> explanation.scores.tolist(), explanation.best.tolist()
+        ([[1.0], [3.0]], [1])
         """
-        inputs = self._of_store("explain")
+        inputs = self._require_inputs("explain")
         if not is_int(query) or not is_int(rank):
             raise InvalidInputError(f"explain: query and rank must be ints, got {query!r} and {rank!r}")
         q = int_position(query, len(self), "explain: query")
@@ -276,7 +285,7 @@ class Hits(Table):
         vectors = inputs.vectors[first:last]
         return explain_example(inputs.view, vectors, inputs.how, example, layers, inputs.bounds is not None)
 
-    def _of_store(self, verb: str) -> SearchInputs:
+    def _require_inputs(self, verb: str) -> SearchInputs:
         if self._inputs is None:
             raise InvalidInputError(f"{verb}: these hits were pickled and have no store", hint="search again")
         return self._inputs
@@ -362,16 +371,16 @@ class Hits(Table):
         Parameters
         ----------
         path : path
-            A file; it is replaced.
+            The file to write; an existing file is replaced.
         query_ids : sequence of str, optional
             Ids of the queries ``[nq]``; by default their positions as text.
         tag : str
-            Names the run.
+            The name of the run.
 
         Raises
         ------
         ShapeError, InvalidInputError
-            As `to_run`; also for an id or tag that is empty or has white space, which the format cannot hold.
+            As `to_run`; also for an id or tag that is empty or has whitespace, which the format cannot hold.
         StorageError
             When the file cannot be written.
 
@@ -392,7 +401,7 @@ class Hits(Table):
             for name in names:
                 if not isinstance(name, str) or name.split() != [name]:
                     raise InvalidInputError(
-                        f"write_run: {what} {name!r} is empty or has white space: a TREC run cannot hold it"
+                        f"write_run: {what} {name!r} is empty or has whitespace, which a TREC run cannot hold"
                     )
         text = "".join(
             f"{query} Q0 {document} {rank} {score!r} {tag}\n"

@@ -48,9 +48,9 @@ def maxsim(
     queries : list of array ``[Tq, D]`` or ``[Tq, L, D]``, or Site
         The vectors of each query; one query ``[Tq, D]`` needs no list. In a Site each example is a query.
     k : int
-        Number of hits per query; when there are fewer examples, the rest is missing.
+        Number of hits per query; when there are fewer examples, the remaining hits are missing.
     metric, combine, weights, transform, min_score, on_nan, threads, progress
-        As in `search`. ``on_nan="skip"`` leaves out single rows, not their example.
+        As in `search`. ``on_nan="skip"`` leaves out rows with NaN, not the other rows of their examples.
 
     Returns
     -------
@@ -59,8 +59,9 @@ def maxsim(
 
     Raises
     ------
-    ShapeError, InvalidInputError
-        When a query has no vectors, or vectors of another dim, number of layers or dtype; else as `search`.
+    ShapeError, InvalidInputError, NotFoundError
+        When the site is pooled, or a query has no vectors or vectors of another dim, number of layers or
+        dtype; else as `search`.
 
     Examples
     --------
@@ -73,7 +74,7 @@ def maxsim(
     >>> hits.explain(0, 1).shape
     (2, 1)
     """
-    _check_tokens(self)
+    _check_not_pooled(self)
     vectors, bounds = _query_vectors(queries, self)
     how = scoring(self, vectors.shape[1], metric, combine, weights, transform, min_score, on_nan, "maxsim")
     k = check_k(k, "maxsim")
@@ -106,12 +107,12 @@ def maxsim(
 
 
 def _one_example(rows: Rows) -> RowSet:
-    """Rows as a single example: norms are computed for them in this order."""
+    """Rows as a single example, so that norms are computed in the order of the rows."""
     return RowSet(rows, range(1), lambda: np.array([0, len(rows)], np.int64))
 
 
 def _query_vectors(queries: Any, view: View) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The vectors of all queries ``[n, 1 or L, D]``, and where those of each query start, ``[nq + 1]``."""
+    """The vectors of all queries, ``[n, 1 or L, D]``, and the start of each query in them, ``[nq + 1]``."""
     what = "maxsim: queries"
     if isinstance(queries, View):
         order, offsets = queries.rowset.grouped()
@@ -145,22 +146,23 @@ def _query_vectors(queries: Any, view: View) -> tuple[NDArray[np.float32], NDArr
         )
     bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     n_layers, dim = view.shape[1:]
-    across = max((part.shape[1] for part in parts), default=1)
-    if across > 1:
+    n_query_layers = max((part.shape[1] for part in parts), default=1)
+    if n_query_layers > 1:
         mixed = next((i for i, part in enumerate(parts) if part.shape[1] == 1), None)
         if mixed is not None:
             raise ShapeError(
-                f"{what}[{mixed}] has one layer, others have {across}: give all of them the same"
+                f"{what}[{mixed}] has one layer, others have {n_query_layers}: "
+                "give all queries the same number of layers"
             )
         parts = [np.broadcast_to(part, (len(part), n_layers, dim)) for part in parts]
     vectors = np.concatenate(parts) if parts else np.zeros((0, 1, dim), np.float32)
     return np.ascontiguousarray(vectors), bounds
 
 
-def _check_tokens(view: View) -> None:
-    """Raise InvalidInputError for a pooled site."""
+def _check_not_pooled(view: View) -> None:
+    """Raise InvalidInputError for a pooled site, which has one row per example."""
     if view.axis == EXAMPLES and view.backend.recipe is not None:
         raise InvalidInputError(
             f"maxsim: {view.full_name} is pooled: it has one row for each example",
-            hint="use its source, or search",
+            hint="run maxsim on the source of the site, or use search",
         )

@@ -1,4 +1,4 @@
-"""Means and covariances: of rows, by group, and of two sites row by row."""
+"""Means, variances and covariances of rows, of all of them or by group."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +20,7 @@ PRECISIONS = ("float64", "float32")
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MomentsResult:
-    """Means and covariances of rows; ``a + b`` are those of the rows of both.
+    """Means and covariances of rows; ``a + b`` merges the moments of disjoint rows.
 
     Groups add an axis in front: ``n [G]``, ``mean [G, L, D]``, ``var [G, L, D]``,
     ``cov [G, L, D, D]``.
@@ -36,7 +36,7 @@ class MomentsResult:
     var : array
         float64 ``[L, D]``: the variance, ddof 0.
     cov : array or None
-        float64 ``[L, D, D]``: the covariance, ddof 0; None without ``cov=True``.
+        float64 ``[L, D, D]``: the covariance, ddof 0; None with ``cov=False``.
     groups : array or None
         The groups, ``[G]``, ascending.
     dtype : str
@@ -85,7 +85,7 @@ class MomentsResult:
 
 
 def _merged(a: MomentsResult, b: MomentsResult) -> MomentsResult:
-    """Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983)."""
+    """Merge by Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983)."""
     if a.layers != b.layers:
         raise InvalidInputError(f"moments of layers {a.layers} do not merge with those of layers {b.layers}")
     if a.mean.shape[-1] != b.mean.shape[-1]:
@@ -96,7 +96,7 @@ def _merged(a: MomentsResult, b: MomentsResult) -> MomentsResult:
         raise InvalidInputError("moments with covariances do not merge with those without")
     if (a.groups is None) != (b.groups is None):
         raise InvalidInputError("moments by group do not merge with those of all rows")
-    # The coarser dtype bounds the accuracy of the values.
+    # The coarser dtype limits the accuracy of the values.
     dtype = max(a.dtype, b.dtype, key=lambda name: UNIT_ROUNDOFF[name])
     if a.groups is None or b.groups is None:
         one = np.zeros(1, int)
@@ -121,13 +121,13 @@ def _joined(
     to_b: NDArray[np.int64],
     n_groups: int,
 ) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any] | None]:
-    """``n [G]``, ``mean``, ``var`` and ``cov`` of both, given where the groups of each go."""
+    """``n [G]``, ``mean``, ``var`` and ``cov`` of both; `to_a`, `to_b`: where the groups of each go."""
     grouped = a.groups is not None
     parts = []
-    for n, to, of in ((n_a, to_a, a), (n_b, to_b, b)):
+    for n, to, result in ((n_a, to_a, a), (n_b, to_b, b)):
         count = np.zeros(n_groups, np.int64)
         count[to] = n
-        parts.append((count, to, of))
+        parts.append((count, to, result))
     total = parts[0][0] + parts[1][0]
     shape = a.mean.shape[1:] if grouped else a.mean.shape
     mean, var = np.full((2, n_groups, *shape), np.nan)
@@ -138,29 +138,30 @@ def _joined(
     place = [dict(zip(to.tolist(), range(len(to)), strict=True)) for _, to, _ in parts]
     for g in range(n_groups):
         here = [
-            (int(count[g]), of, place[side][g])
-            for side, (count, _, of) in enumerate(parts)
+            (int(count[g]), result, place[side][g])
+            for side, (count, _, result) in enumerate(parts)
             if count[g] and g in place[side]
         ]
         if not here:
             continue
-        n, of, at = here[0]
-        mean[g] = of.mean[at] if grouped else of.mean
-        var[g] = of.var[at] if grouped else of.var
-        if cov is not None and of.cov is not None:
-            cov[g] = of.cov[at] if grouped else of.cov
-        for more, of, at in here[1:]:
-            share = more / (n + more)
-            away = (of.mean[at] if grouped else of.mean) - mean[g]
-            mean[g] += share * away
-            var[g] += share * ((of.var[at] if grouped else of.var) - var[g]) + share * (1 - share) * away**2
-            if cov is not None and of.cov is not None:
-                theirs = of.cov[at] if grouped else of.cov
-                for layer in range(shape[0]):  # A layer at a time: there may be many, and large.
-                    between = np.outer(away[layer], away[layer])
+        n, one, at = here[0]
+        mean[g] = one.mean[at] if grouped else one.mean
+        var[g] = one.var[at] if grouped else one.var
+        if cov is not None and one.cov is not None:
+            cov[g] = one.cov[at] if grouped else one.cov
+        for n_other, other, at in here[1:]:
+            share = n_other / (n + n_other)
+            shift = (other.mean[at] if grouped else other.mean) - mean[g]
+            mean[g] += share * shift
+            other_var = other.var[at] if grouped else other.var
+            var[g] += share * (other_var - var[g]) + share * (1 - share) * shift**2
+            if cov is not None and other.cov is not None:
+                other_cov = other.cov[at] if grouped else other.cov
+                for layer in range(shape[0]):  # One layer at a time bounds the temporary memory.
+                    between = np.outer(shift[layer], shift[layer])
                     between *= share * (1 - share)
                     cov[g, layer] *= 1 - share
-                    cov[g, layer] += share * theirs[layer]
+                    cov[g, layer] += share * other_cov[layer]
                     cov[g, layer] += between
     if cov is not None:
         var = np.diagonal(cov, axis1=-2, axis2=-1).copy()
@@ -168,7 +169,7 @@ def _joined(
 
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-"""The largest relative error of rounding to each dtype."""
+"""The unit roundoff of each dtype: the largest relative error of rounding to it."""
 
 
 class Moments(NativeReducer[MomentsResult, MomentsResult]):
@@ -182,8 +183,8 @@ class Moments(NativeReducer[MomentsResult, MomentsResult]):
         Compute the moments of each group of rows: ``"position"`` (of a row in its example), ``"example"``, a
         column of the rows' axis or of their examples, or an array ``[n_rows]`` of integers or strings.
     precision : {"float64", "float32"}
-        Of products: float64 throughout, or float32 within blocks of 256 rows whose sums are added in float64:
-        about twice as fast, to some six digits.
+        The arithmetic of products: float64 throughout, or float32 within blocks of 256 rows whose sums are
+        added in float64, which is about twice as fast and accurate to about six digits.
 
     Raises
     ------
@@ -245,9 +246,8 @@ class _MomentsJob:
         n_groups = 1 if self._groups is None else len(self._groups)
         if cov:
             size = (n_groups, n_layers, dim, dim)
-            new_array(
-                size, np.dtype(np.float64), "moments: cov"
-            )  # Refused before the pass, if it is too large.
+            # Raises before the pass if the covariances do not fit in memory.
+            new_array(size, np.dtype(np.float64), "moments: cov")
         kind = precision if cov else "diagonal"
         self.specs: list[tuple[str, dict[str, Any]]] = [
             (
@@ -265,8 +265,8 @@ class _MomentsJob:
 
     def collect(self, outputs: list[Any]) -> MomentsResult:
         """The moments from the sums of the native reducer."""
-        [found] = outputs
-        n, mean, second = found["n"], found["mean"], found["second"]
+        [sums] = outputs
+        n, mean, second = sums["n"], sums["mean"], sums["second"]
         n_layers, n_groups, dim = mean.shape
         if not dim and self._groups is None:
             n[...] = len(self._over.view)
@@ -282,7 +282,7 @@ class _MomentsJob:
                     second[layer, group] /= n[group]
         cov = second if self._cov else None
         if self._precision == "float32" and self._cov:
-            # Values above 1e19 have no square in float32.
+            # The squares of values above 1e19 overflow float32.
             wide = np.diagonal(second, axis1=2, axis2=3)
             if not np.isfinite(wide[:, ~empty]).all():
                 raise InvalidInputError(
@@ -354,8 +354,8 @@ def moments(
         Compute the moments of each group of rows: ``"position"`` (of a row in its example), ``"example"``, a
         column of the rows' axis or of their examples, or an array ``[n_rows]`` of integers or strings.
     precision : {"float64", "float32"}
-        Of products: float64 throughout, or float32 within blocks of 256 rows whose sums are added in float64:
-        about twice as fast, to some six digits.
+        The arithmetic of products: float64 throughout, or float32 within blocks of 256 rows whose sums are
+        added in float64, which is about twice as fast and accurate to about six digits.
     threads : int
         0 means all cores. Results do not depend on it.
     progress : callable, optional

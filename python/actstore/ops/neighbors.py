@@ -1,4 +1,4 @@
-"""The nearest rows of each row, exact."""
+"""The exact nearest neighbors of each row."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -34,8 +34,8 @@ class Neighbor(NamedTuple):
 class Neighbors(Table):
     """The `k` nearest rows of each row of a view: distance ascending, then row ascending.
 
-    ``len(neighbors)`` is the number of rows; ``neighbors[i]``, and each item of an iteration, is the list of
-    the `Neighbor` of row i, without missing ones.
+    ``len(neighbors)`` is the number of rows; ``neighbors[i]`` is the list of the neighbors of row i, each a
+    `Neighbor`, without missing ones. Iteration yields these lists.
 
     Attributes
     ----------
@@ -72,7 +72,13 @@ class Neighbors(Table):
 
     @property
     def ids(self) -> list[list[str | None]]:
-        """The id of the example of each neighbor, ``[n][k]``; None where missing."""
+        """The id of the example of each neighbor, ``[n][k]``; None where missing.
+
+        Raises
+        ------
+        InvalidInputError
+            When these neighbors were pickled.
+        """
         if self._backend is None:
             raise InvalidInputError(
                 "these neighbors were pickled and have no ids", hint="store.examples['id'][rows]"
@@ -138,15 +144,15 @@ def neighbors(
     Parameters
     ----------
     k : int
-        Number of neighbors; when there are fewer rows, the rest is missing.
+        Number of neighbors; when there are fewer other rows, the remaining neighbors are missing.
     metric : {"l2", "cos"}
         The distance, computed in float64 and rounded once to float32. Aliases as in `search`.
     on_nan : {"raise", "skip"}
-        Whether rows with NaN raise an error, or neither are neighbors nor have any.
+        Whether rows with NaN raise an error or are skipped: they have no neighbors and are nobody's neighbor.
     threads : int
         0 means all cores.
     progress : callable, optional
-        Called with the work done and the total.
+        Called with the work done and the total, in rows times layers per block of queries.
 
     Returns
     -------
@@ -171,7 +177,7 @@ def neighbors(
     one_of(on_nan, ("raise", "skip"), "neighbors: on_nan")
     n, n_layers, dim = self.shape
     if not n_layers or not dim:
-        raise InvalidInputError(f"{self.full_name}: there is nothing to compare")
+        raise InvalidInputError(f"neighbors: {self.full_name} has no layers or no dims to compare")
     numbers = self.rows
     if len(np.unique(numbers)) < n:
         raise InvalidInputError(
@@ -189,7 +195,7 @@ def neighbors(
         stop = min(start + step, n)
         queries = self.take(range(start, stop)).read("float32", threads=threads)
         bad = np.isnan(queries).any(axis=(1, 2))
-        queries[bad] = 0  # The search refuses these rows, or they get no neighbors below.
+        queries[bad] = 0  # Either the search raises for these rows, or they get no neighbors below.
         done = shifted(progress, start // step * n * n_layers, total)
         scores, near, _, rescored = best_rows(self, queries, k + 1, how, threads, done)
         n_rescored += rescored

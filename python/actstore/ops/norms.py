@@ -1,6 +1,6 @@
-"""Norms of rows after an affine map: what cosine and l2 search under a whitener needs.
+"""Norms of rows after an affine map, which cosine and l2 search under a whitener need.
 
-They are computed once per map and backend, and taken from the store where a whitener keeps them.
+They are computed once per map and backend, or read from the store if `Whitener.save` stored them.
 """
 
 from collections.abc import Sequence
@@ -38,13 +38,13 @@ class AffineMap:
     digest: str
 
     def positions(self, labels: Sequence[int]) -> list[int]:
-        """Where these layers are in the map; NotFoundError for one that it lacks."""
+        """The positions of these layers in the map; NotFoundError for a layer that it lacks."""
         at = {label: i for i, label in enumerate(self.layers)}
         for label in labels:
             if label not in at:
                 raise NotFoundError(
                     f"the whitener has no layer {label}, it has: {', '.join(map(str, self.layers))}",
-                    hint="fit one to these layers",
+                    hint="fit a whitener to these layers",
                 )
         return [at[label] for label in labels]
 
@@ -59,7 +59,7 @@ class AffineMap:
 def compute_norms(
     view: View, mapping: AffineMap, threads: int = 0, progress: Progress | None = None
 ) -> NDArray[np.float64]:
-    """The norm of each mapped row of a view, float64 ``[n, L]``, from the rows."""
+    """The norm of each mapped row of a view, ||matrix (x - mean)||, float64 ``[n, L]``."""
     mean, matrix = mapping.of_layers(view.layers)
     return _native.mapped_norms(*view.source, mean, matrix, threads=threads, progress=progress)
 
@@ -67,7 +67,7 @@ def compute_norms(
 def mapped_norms(
     view: View, mapping: AffineMap, threads: int = 0, progress: Progress | None = None
 ) -> NDArray[np.float64]:
-    """As `compute_norms`, but taken from the store or from an earlier call where possible."""
+    """As `compute_norms`, but read from the store or from the cache of an earlier call where possible."""
     backend, digest = view.backend, mapping.digest
     at = mapping.positions(view.layers)
     all_layers = at == list(range(len(mapping.layers)))

@@ -1,8 +1,8 @@
 """Pooling: one row per example.
 
-``mean``, ``max``, ``first`` and ``last`` are what they say; ``weighted`` is the position-weighted mean of
-SGPT, sum_i i x_i / sum_i i over the rows i = 1, 2, ... of an example (Muennighoff, "SGPT: GPT Sentence
-Embeddings for Semantic Search", 2022, arXiv:2202.08904).
+``mean`` and ``max`` are taken per dim over the rows of an example; ``first`` and ``last`` are single rows;
+``weighted`` is the position-weighted mean of SGPT, sum_i i x_i / sum_i i over the rows i = 1, 2, ... of an
+example (Muennighoff, "SGPT: GPT Sentence Embeddings for Semantic Search", 2022, arXiv:2202.08904).
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from ..disk.recipe import RECIPE_VERSION
 from ..disk.snapshot import Snapshot
 from ..errors import InvalidInputError
 from ..rows.backend import PoolSource
-from ..rows.memory import Known, MemoryBackend
+from ..rows.memory import KnownIds, MemoryBackend
 from ..rows.stored import stored_backend
 from ..rows.view import BLOCK_BYTES, View
 
@@ -36,14 +36,14 @@ KIND_ALIASES = {
     "weightedmean": "weighted",
     "weighted_mean": "weighted",
 }
-"""Names of sentence-transformers."""
+"""The names that sentence-transformers gives to the kinds."""
 MIXES = ("mean", "sum", "concat")
 ON_EMPTY = ("raise", "zero")
 
 
 @dataclass(frozen=True)
 class PoolRecipe:
-    """How rows are pooled, checked; `mix` is a name, a weight per layer, or None."""
+    """The checked arguments of pooling; `mix` is a name, a weight per layer, or None."""
 
     kind: str
     mix: str | tuple[float, ...] | None
@@ -52,7 +52,7 @@ class PoolRecipe:
     skip_first: int = 0
 
     def json(self) -> dict[str, Any]:
-        """As the attributes of a derived site store it."""
+        """The recipe's entries in the attributes of a derived site."""
         mix = list(self.mix) if isinstance(self.mix, tuple) else self.mix
         return {
             "kind": self.kind,
@@ -74,7 +74,7 @@ class PoolRecipe:
 
 
 def kind_name(kind: object, what: str = "pool: kind") -> str:
-    """Our name of a kind of pooling, which may be given by an alias; InvalidInputError for any other."""
+    """The name of a kind of pooling, given by name or alias; InvalidInputError for any other value."""
     name = KIND_ALIASES.get(kind, kind) if isinstance(kind, str) else kind
     one_of(name, KINDS, what)
     assert isinstance(name, str)
@@ -89,12 +89,12 @@ def recipe(
     on_empty: str = "raise",
     skip_first: int = 0,
 ) -> PoolRecipe:
-    """A recipe for a number of layers.
+    """Check the arguments of pooling `n_layers` layers.
 
     Raises
     ------
     InvalidInputError, ShapeError
-        When an argument does not fit; the message names it.
+        When an argument is invalid; the message names it.
     """
     kind = kind_name(kind)
     one_of(on_empty, ON_EMPTY, "pool: on_empty")
@@ -108,12 +108,13 @@ def recipe(
 
 
 class PoolPlan:
-    """Pools the examples of a view, any run of them at a time.
+    """Pools runs of consecutive examples of a view.
 
     Raises
     ------
     InvalidInputError
-        When there is nothing to pool, or an example without rows.
+        When the view is pooled already or has no layers; with ``on_empty="raise"``, when an example has no
+        rows.
     NotFoundError
         When special tokens are left out and there is no column `special`.
     """
@@ -142,14 +143,14 @@ class PoolPlan:
 
     @property
     def pool_source(self) -> PoolSource:
-        """The rows behind the pooled rows."""
+        """The rows that are pooled into each example."""
         return PoolSource(self._view.backend, self._rows, self._offsets)
 
     def compute(self, start: int, stop: int, progress: Progress | None = None) -> NDArray[np.float32]:
         """Examples `start` to `stop`, float32 ``[stop - start, L', D']``; zeros for those without rows."""
         n_examples, (_, n_layers, dim), mix = stop - start, self._view.shape, self._how.mix
         if mix is None or mix == "concat":
-            # Layers are adjacent in memory already.
+            # The layers of an example are contiguous, so concatenating them is a reshape.
             pooled = self._pooled(start, stop, progress)
             return pooled if mix is None else pooled.reshape(n_examples, 1, n_layers * dim)
         weights = np.ones(n_layers) if isinstance(mix, str) else np.array(mix)
@@ -169,7 +170,7 @@ class PoolPlan:
         return out
 
     def _pooled(self, start: int, stop: int, progress: Progress | None) -> NDArray[np.float32]:
-        """float32 ``[stop - start, L, D]``, layers as they are."""
+        """Each layer pooled separately, float32 ``[stop - start, L, D]``."""
         view, ends = self._view, self._offsets[start : stop + 1]
         out = new_array((stop - start, *view.shape[1:]), np.dtype(np.float32), "pool")
         rows = self._rows[int(ends[0]) : int(ends[-1])]
@@ -182,7 +183,7 @@ class PoolPlan:
 
 
 def pool_in_memory(view: View, how: PoolRecipe, threads: int, progress: Progress | None) -> MemoryBackend:
-    """All examples of a view, in memory."""
+    """Pool all examples of a view in memory."""
     plan = PoolPlan(view, how, threads)
     values = plan.compute(0, plan.n_examples, progress)
     examples = view.rowset.examples
@@ -200,7 +201,7 @@ def pooled_backend(
     names: Sequence[str],
     titled: tuple[str, str, str],
 ) -> MemoryBackend:
-    """Pooled rows ``[E, L', D']`` of these layers, and the numbers and ids of their examples, ``[E]``."""
+    """A backend of pooled rows ``[E, L', D']``; `examples`, `names`: their numbers and ids, ``[E]``."""
     full_recipe = {
         "operation": "pool",
         "version": RECIPE_VERSION,
@@ -208,12 +209,12 @@ def pooled_backend(
         "layers": list(layers),
         **how.json(),
     }
-    known = Known(examples, names)
-    return MemoryBackend(values, how.labels(layers), known, examples, recipe=full_recipe, titles=titled)
+    ids = KnownIds(examples, names)
+    return MemoryBackend(values, how.labels(layers), ids, examples, recipe=full_recipe, titles=titled)
 
 
 def titles(view: View, kind: str) -> tuple[str, str, str]:
-    """The name of a pooled view, in general, in messages and in a repr."""
+    """The `name`, `what` and `title` of the backend of a pooled view."""
     origin = view.backend
     return view.name, f"{origin.what} ({kind})", f"{origin.title}, {kind}"
 
@@ -273,30 +274,31 @@ def pool(
     threads: int = 0,
     progress: Progress | None = None,
 ) -> V:
-    """One row per example: a site over the examples of this view.
+    """Pool the rows of each example into one: a site over the examples of this view.
 
-    Its row ids are the numbers of the examples in the whole store.
+    The row ids of the result are example numbers in the whole store.
 
     Parameters
     ----------
     kind : {"mean", "max", "first", "last", "weighted"}
-        Over the rows of an example, in the order of this view. ``"weighted"`` is the position-weighted mean
-        of SGPT, sum_i i x_i / sum_i i for rows i = 1, 2, ... (Muennighoff 2022, arXiv:2202.08904). "cls",
-        "lasttoken" and "weightedmean" are accepted too.
+        How to pool the rows of an example, in the order of this view. ``"weighted"`` is the
+        position-weighted mean of SGPT, sum_i i x_i / sum_i i for rows i = 1, 2, ... (Muennighoff 2022,
+        arXiv:2202.08904). "cls", "lasttoken" and "weightedmean" are accepted too.
     layers : int, list of int or slice of labels, optional
         As in `select`; by default those of the view.
     mix : {"mean", "sum", "concat"} or sequence of float ``[L]``, optional
-        Join several layers into one: their mean, their sum, their sum with these weights, or one layer as
-        wide as all of them. It has label 0, or that of the only layer. By default layers are kept.
+        Combine several layers into one of label 0: their mean, their sum, their concatenation, or their sum
+        with these weights. A single layer keeps its label. By default, layers stay separate.
     special : bool
-        Whether rows count whose column `special` is set.
+        Whether to include rows whose column `special` is set.
     skip_first : int
-        Leave out this many rows at the start of each example, after `special`.
+        Leave out this many rows at the start of each example, not counting special rows that are left out.
     on_empty : {"raise", "zero"}
         Whether an example without rows raises an error or becomes zeros.
     out : str, optional
-        Write the result beside the site under this name, in bounded memory; for a whole site only. Rows that
-        exist already, by the same recipe, are not computed again. By default the result is in memory.
+        Write the result beside the site under this name, in bounded memory; for a whole site only. If a site
+        of this name and recipe exists, only its missing rows are computed. By default the result is in
+        memory.
     threads : int
         0 means all cores.
     progress : callable, optional
@@ -310,9 +312,12 @@ def pool(
     Raises
     ------
     InvalidInputError
-        When the site is pooled already, an example has no rows, or an argument does not fit.
+        When the site is pooled already, an example has no rows, or an argument is invalid; with `out`, also
+        when this is not a whole site of a store, or the name is taken or has another recipe.
     NotFoundError
         When ``special=False`` and there is no column `special`.
+    FormatError, StorageError
+        When the store cannot be written: it is a foreign Zarr group, or is being written (kind ``locked``).
 
     Examples
     --------
@@ -345,7 +350,7 @@ def _derived_names(snapshot: Snapshot) -> Sequence[str]:
     return list(snapshot.derived)
 
 
-def _short_derived(snapshot: Snapshot) -> Mapping[str, str | None]:
+def _incomplete_derived(snapshot: Snapshot) -> Mapping[str, str | None]:
     return {name: None for name, coverage in snapshot.derived.items() if not coverage.usable}
 
 
@@ -365,4 +370,4 @@ def _complete_derived(snapshot: Snapshot, name: str, threads: int, progress: Pro
     )
 
 
-register(ArtifactKind("derived site", _derived_names, _short_derived, _complete_derived))
+register(ArtifactKind("derived site", _derived_names, _incomplete_derived, _complete_derived))

@@ -1,4 +1,4 @@
-"""Pooling as a reducer: beside others in one pass, or in parts that are merged later."""
+"""Pooling as a reducer, which shares a pass with other reducers and has states that merge."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,26 +14,32 @@ from ..rows.view import View
 from .pool import PoolRecipe, check_poolable, pooled_backend, recipe, refuse_empty, titles
 from .scan import Job, NativeReducer, Pass
 
-_NEEDS = {"mean": ("sum",), "weighted": ("sum", "weighted_sum")}
-"""What merges where the result does not: float64 sums. Other kinds merge as they are."""
+_PARTIAL_SUMS = {"mean": ("sum",), "weighted": ("sum", "weighted_sum")}
+"""The float64 sums in the states of kinds whose results do not merge. Results of other kinds merge."""
 
 
 @dataclass(frozen=True, eq=False)
 class PoolState:
-    """What is known of each example's rows so far.
+    """The partially pooled rows of examples.
 
     Attributes
     ----------
-    kind, layers, titles : str, list of int, tuple of str
-        Of what the state is.
+    kind : str
+        The kind of pooling.
+    layers : list of int
+        The layers' labels, ``[L]``.
+    titles : tuple of str
+        The `name`, `what` and `title` of the result's backend.
+    site_class : type
+        The class of the result.
     examples : array
         int64 ``[E]``: example numbers.
     names : list of str
         Their ids, ``[E]``.
     n_rows : array
-        int64 ``[E]``.
+        int64 ``[E]``: the number of rows pooled so far.
     values : dict of str to array
-        ``[n, L, D]`` by what they are, for the examples that have rows.
+        ``[n, L, D]`` by the kind of pooling or the name of a partial sum, for the n examples that have rows.
     """
 
     kind: str
@@ -47,7 +53,7 @@ class PoolState:
 
 
 class Pool(NativeReducer[PoolState, Any]):
-    """A reducer: one row for each example, as `Site.pool` without a mix.
+    """A reducer: pool the rows of each example into one, as `Site.pool` does without `mix`.
 
     The result is a `Site` over the examples of the view. States of different examples, and of pieces of the
     same examples (``select(rows=...)``), merge; the rows of the first come before those of the second.
@@ -55,14 +61,14 @@ class Pool(NativeReducer[PoolState, Any]):
     Parameters
     ----------
     kind : {"mean", "max", "first", "last", "weighted"}
-        As `Site.pool` has them.
+        See `Site.pool`.
     on_empty : {"raise", "zero"}
-        What to do with examples that have no rows.
+        Whether an example without rows raises an error or becomes zeros.
 
     Raises
     ------
     InvalidInputError
-        When there is no such kind.
+        For an unknown `kind` or `on_empty`.
 
     Examples
     --------
@@ -79,7 +85,7 @@ class Pool(NativeReducer[PoolState, Any]):
         self._how = recipe(kind, None, 0, on_empty=on_empty)
 
     def job(self, over: Pass) -> Job:
-        """One native reducer for the result, one or two for what merges."""
+        """One native reducer for the result, or one or two for a state."""
         check_poolable(over.view)
         return _PartialJob(self._how, over) if over.partial else _WholeJob(self._how, over)
 
@@ -89,7 +95,7 @@ class Pool(NativeReducer[PoolState, Any]):
         Raises
         ------
         InvalidInputError
-            When they are of other sites, layers or kinds, or have an example twice.
+            When the states differ in site, layers, kind or dim, or one has an example twice.
         """
         for what, mine, theirs in (
             ("kind", a.kind, b.kind),
@@ -114,12 +120,12 @@ class Pool(NativeReducer[PoolState, Any]):
         merged = replace(
             a, examples=np.concatenate([a.examples, b.examples[new]]), names=names, n_rows=n_rows
         )
-        # Where values of each state go among those of the examples that have rows now.
+        # The positions of each state's values among the merged ones, which exist for examples with rows.
         place = np.cumsum(n_rows > 0) - 1
-        from_a, from_b = place[np.flatnonzero(a.n_rows)], place[to[b.n_rows > 0]]
+        to_a, to_b = place[np.flatnonzero(a.n_rows)], place[to[b.n_rows > 0]]
         ahead = before[to[b.n_rows > 0]]
         with np.errstate(over="ignore", invalid="ignore"):  # Infinities cancel to NaN, as they should.
-            values = _values(a, b, int((n_rows > 0).sum()), from_a, from_b, ahead)
+            values = _merge_values(a, b, int((n_rows > 0).sum()), to_a, to_b, ahead)
         return replace(merged, values=values)
 
     def finish(self, state: PoolState) -> Any:
@@ -155,27 +161,27 @@ class Pool(NativeReducer[PoolState, Any]):
         return f"Pool({self._how.kind!r}, on_empty={self._how.on_empty!r})"
 
 
-def _values(
+def _merge_values(
     a: PoolState,
     b: PoolState,
     n: int,
-    from_a: NDArray[np.int64],
-    from_b: NDArray[np.int64],
+    to_a: NDArray[np.int64],
+    to_b: NDArray[np.int64],
     ahead: NDArray[np.int64],
 ) -> dict[str, NDArray[Any]]:
-    """The values of both states, for `n` examples; `ahead` of b's there are so many rows of a's."""
+    """The values of both states for `n` examples; `ahead` counts the rows of `a` before those of `b`."""
     out = {}
     for what, mine in a.values.items():
         theirs = b.values[what]
         if mine.shape[1:] != theirs.shape[1:]:
             raise InvalidInputError(f"pool: dim {mine.shape[2]} and {theirs.shape[2]} do not merge")
-        if what == "weighted_sum":  # These rows are not the first of their example.
+        if what == "weighted_sum":  # sum_i (ahead + i) x_i = ahead sum_i x_i + sum_i i x_i
             theirs = theirs + ahead[:, None, None] * b.values["sum"]
         values = np.zeros((n, *mine.shape[1:]), mine.dtype)
-        values[from_a] = mine
+        values[to_a] = mine
         new = ahead == 0
-        values[from_b[new]] = theirs[new]
-        both, theirs = from_b[~new], theirs[~new]
+        values[to_b[new]] = theirs[new]
+        both, theirs = to_b[~new], theirs[~new]
         if what in ("sum", "weighted_sum"):
             values[both] += theirs
         elif what == "max":
@@ -187,7 +193,7 @@ def _values(
 
 
 class _WholeJob:
-    """The result straight from the native core."""
+    """Pools all rows in one native reducer, whose output is the result."""
 
     def __init__(self, how: PoolRecipe, over: Pass) -> None:
         assert over.offsets is not None
@@ -204,28 +210,28 @@ class _WholeJob:
         view = self._over.view
         examples = view.rowset.examples
         names = view.backend.ids(rows_array(examples))
-        so = titles(view, self._how.kind)
-        backend = pooled_backend(self._out, self._how, view.layers, examples, names, so)
+        titled = titles(view, self._how.kind)
+        backend = pooled_backend(self._out, self._how, view.layers, examples, names, titled)
         assert self._over.offsets is not None
         backend.pool_source = PoolSource(view.backend, self._over.rows, self._over.offsets)
         return type(view)(backend)
 
 
 class _PartialJob:
-    """What merges, of the examples that have rows."""
+    """Computes a state that merges, for the examples that have rows."""
 
     def __init__(self, how: PoolRecipe, over: Pass) -> None:
         assert over.offsets is not None
         self._how, self._over = how, over
         self._n_rows = np.diff(over.offsets)
-        # Those without rows add nothing to the offsets, nor to what is computed.
+        # Examples without rows have neither offsets nor values in the native reducers.
         offset = np.concatenate([over.offsets[:1], over.offsets[1:][self._n_rows > 0]])
         shape = (len(offset) - 1, *over.view.shape[1:])
         self._values = {
             kind: new_array(
                 shape, np.dtype(np.float64 if kind in ("sum", "weighted_sum") else np.float32), "pool"
             )
-            for kind in _NEEDS.get(how.kind, (how.kind,))
+            for kind in _PARTIAL_SUMS.get(how.kind, (how.kind,))
         }
         self.specs: list[tuple[str, dict[str, Any]]] = [
             ("pool", {"kind": kind, "offset": offset, "out": out}) for kind, out in self._values.items()
@@ -235,7 +241,7 @@ class _PartialJob:
         view, how = self._over.view, self._how
         examples = rows_array(view.rowset.examples)
         names = view.backend.ids(examples)
-        so = titles(view, how.kind)
+        titled = titles(view, how.kind)
         return PoolState(
-            how.kind, list(view.layers), so, type(view), examples, names, self._n_rows, self._values
+            how.kind, list(view.layers), titled, type(view), examples, names, self._n_rows, self._values
         )

@@ -11,7 +11,7 @@ from ..base.checks import check_k
 from ..base.progress import Progress
 from ..base.selection import Rows, compact_rows, rows_array, take
 from ..errors import InvalidInputError, ShapeError
-from ..rows.memory import MemoryBackend, Positions, array_backend
+from ..rows.memory import MemoryBackend, PositionIds, array_backend
 from ..rows.view import View
 from .hits import Certificate, Hits, SearchInputs
 from .scoring import query_vectors, scoring
@@ -65,6 +65,8 @@ def rerank(
         When there is not one list of candidates per query, or as in `Site.search`.
     InvalidInputError
         When a candidate is not a row of the site, or as in `Site.search`.
+    NotFoundError
+        As in `Site.search`.
 
     Examples
     --------
@@ -95,7 +97,7 @@ def rerank(
             own_ids = np.unique(query_ids[query_ids >= 0])
             own_values = values[np.searchsorted(union, own_ids)]
             backend = MemoryBackend(
-                own_values, view.layers, Positions(0), compact_rows(own_ids), titles=names
+                own_values, view.layers, PositionIds(0), compact_rows(own_ids), titles=names
             )
             # One thread: a search this small finishes before other threads would start.
             best = best_rows(View(backend), vectors[q : q + 1], k, rule, 1, None)

@@ -1,4 +1,4 @@
-"""One pass over a view for several reducers at once: ours and those written in Python."""
+"""One pass over a view for several reducers, native ones and ones written in Python."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,7 @@ class Block:
 
 
 class Reducer(Protocol[State, Result_co]):
-    """An analysis that takes rows block by block, in any number of states that merge.
+    """An analysis that takes rows block by block, in states that merge.
 
     `Summary`, `Histogram`, `Moments` and `Pool` are reducers; so is any object with these four methods.
 
@@ -80,13 +80,13 @@ class Reducer(Protocol[State, Result_co]):
 
 
 class Job(Protocol):
-    """The share of one reducer in a native pass."""
+    """The work of one reducer in a native pass."""
 
     specs: list[tuple[str, dict[str, Any]]]
-    """Native reducers: kind and arguments."""
+    """The native reducers to run, by kind and arguments."""
 
     def collect(self, outputs: list[Any]) -> Any:
-        """From the outputs of the native reducers to the result, or the state in a partial pass."""
+        """The result, or the state in a partial pass, from the outputs of the native reducers."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,14 @@ class Pass:
 
 
 class NativeReducer(ABC, Generic[State, Result]):
-    """A reducer whose work the native core does."""
+    """A reducer that runs in the native core."""
 
     by_example: ClassVar[bool] = False
     """Whether it needs rows grouped by example."""
 
     @abstractmethod
     def job(self, over: Pass) -> Job:
-        """Its share in a pass over these rows; raises for what it cannot do."""
+        """Its work in a pass over these rows; raises if it cannot reduce them."""
 
     @abstractmethod
     def merge(self, a: State, b: State) -> State:
@@ -123,7 +123,7 @@ class NativeReducer(ABC, Generic[State, Result]):
 
 
 class ArraysReducer(NativeReducer[dict[str, Any], Result]):
-    """A reducer of one native kind; its state is a dict of the layers and of arrays over them."""
+    """A reducer of one native kind; its state is a dict of layers and of arrays over the layers."""
 
     kind: ClassVar[str]
     """Its name in the native core."""
@@ -140,7 +140,7 @@ class ArraysReducer(NativeReducer[dict[str, Any], Result]):
         Raises
         ------
         InvalidInputError
-            When they are of different layers.
+            When their layers differ.
         """
         return merged(self.kind, a, b)
 
@@ -169,7 +169,7 @@ def merged(kind: str, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     Raises
     ------
     InvalidInputError
-        When they are of different layers.
+        When their layers differ.
     """
     if a["layers"] != b["layers"]:
         raise InvalidInputError(f"{kind}: layers {a['layers']} do not merge with layers {b['layers']}")
@@ -186,7 +186,7 @@ class _PythonJob:
 
         def update(state: Any, layer: int, positions: NDArray[np.int64], values: NDArray[np.float32]) -> Any:
             at = order[positions] if order is not None else positions
-            numbers = origin.numbers_of(_picked(rows, positions))
+            numbers = origin.numbers_of(_rows_at(rows, positions))
             return reducer.update(state, Block(labels[layer], numbers, at, values))
 
         self._reducer, self._partial = reducer, over.partial
@@ -287,7 +287,7 @@ def scan(
     Raises
     ------
     InvalidInputError
-        For an object that is not a reducer.
+        For an object that is not a reducer, a view without layers, or as the reducers raise.
 
     Examples
     --------
@@ -353,7 +353,12 @@ def map_blocks(
     Returns
     -------
     list
-        Sorted by row, then by layer.
+        One result per block, sorted by the smallest row id in the block, then by layer.
+
+    Raises
+    ------
+    InvalidInputError
+        When `fn` is not callable, or the view has no layers.
 
     Examples
     --------
@@ -400,5 +405,5 @@ def _check_reducer(reducer: Any) -> None:
         raise InvalidInputError(f"scan: {reducer!r:.80} is not a reducer: it has no {', '.join(absent)}")
 
 
-def _picked(rows: Rows, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rows_at(rows: Rows, positions: NDArray[np.int64]) -> NDArray[np.int64]:
     return positions + rows.start if isinstance(rows, range) else rows[positions]

@@ -1,7 +1,7 @@
-"""How rows are scored against query vectors: metrics, layer weights and whitening, in one place.
+"""How rows are scored against query vectors: metrics, layer weights and whitening.
 
-The exact arithmetic (float64, one fixed order) is the core's; `layer_scores` is the same in numpy for a few
-rows.
+The native core computes exact scores in float64 in one fixed order; `layer_scores` computes the same formulas
+in numpy, for a few rows.
 """
 
 import math
@@ -37,7 +37,7 @@ ON_NAN = ("raise", "skip")
 
 
 def metric_name(metric: object, verb: str, among: Sequence[str] = METRICS) -> str:
-    """Our name of a metric, which may be given by an alias; InvalidInputError for any other."""
+    """The name of a metric, given by name or alias; InvalidInputError for any other value."""
     name = METRIC_ALIASES.get(metric, metric) if isinstance(metric, str) else metric
     one_of(name, among, f"{verb}: metric")
     assert isinstance(name, str)
@@ -58,7 +58,7 @@ class Scoring:
     """Whether scores are negated distances: for l2 not squared, for cos 1 - cos."""
 
     def native(self, view: View, numbers: NDArray[np.int64] | None, threads: int) -> dict[str, Any]:
-        """As the core takes it, with the norms of the view's rows where a transform needs them."""
+        """The native form, with the norms of the view's mapped rows if the transform needs them."""
         mapped = None
         if self.transform is not None:
             mapping = self.transform.mapping
@@ -88,12 +88,12 @@ def scoring(
     on_nan: str,
     verb: str = "search",
 ) -> Scoring:
-    """Check how the rows of a view are to be scored against queries of one or several layers.
+    """Check the scoring arguments for the rows of a view and queries of one or several layers.
 
     Raises
     ------
     ShapeError, InvalidInputError, NotFoundError
-        When an argument does not fit; the message names it.
+        When an argument is invalid or does not match the view; the message names it.
     """
     metric = metric_name(metric, verb)
     if combine is not None:
@@ -111,7 +111,7 @@ def scoring(
         if n_layers > 1 and n_query_layers == 1 and weights is None:
             raise InvalidInputError(
                 f"{verb}: {view.full_name} has {n_layers} layers and each query one vector: "
-                "combine= must say how the scores of the layers join",
+                "combine= must say how to join the scores of the layers",
                 hint="select(layers=...) one layer, or combine='sum' or 'max'",
             )
         combine = "sum"
@@ -150,7 +150,7 @@ def query_vectors(queries: Any, view: View, what: str = "search: queries") -> ND
     Raises
     ------
     ShapeError, InvalidInputError
-        When they do not fit the view, or have NaN.
+        When the queries do not match the view, or have NaN.
     """
     _, n_layers, dim = view.shape
     if isinstance(queries, View):

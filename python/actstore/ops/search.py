@@ -1,4 +1,4 @@
-"""Exact search for the rows that score best."""
+"""Exact search for the best-scoring rows."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -43,22 +43,22 @@ def search(
         several layers with the same layers; the layers of a Site are matched by label. bfloat16, float16 and
         float32 are used exactly, float64 is rounded to float32.
     k : int
-        Number of hits per query; when the view has fewer rows, the rest is missing.
+        Number of hits per query; when the view has fewer rows, the remaining hits are missing.
     metric : {"cos", "dot", "l2"}
         Cosine (0 for a zero vector), dot product, or -||q - x||^2. Higher is better. "cosine", "ip" and
         "euclidean" are accepted too.
     combine : {"sum", "max"}, optional
-        How the scores s_l of several layers join: sum_l w_l s_l, or max_l s_l (`Hits.layers` names the
-        winner). Required when queries of one layer meet several layers; queries of several layers are summed
-        by default.
+        How to join the scores s_l of several layers: sum_l w_l s_l, or max_l s_l (`Hits.layers` names the
+        winner). Required when the view has several layers and the queries one; queries of several layers are
+        summed by default.
     weights : sequence of float ``[L]``, optional
         w_l for each layer of the view; implies ``combine="sum"``.
     transform : Whitener, optional
-        Score rows and queries as whitened by it. Stored rows stay as they are: the map is applied to the
-        queries, and for cos and l2 the norm of each whitened row is computed once and kept (`Whitener.save`
-        keeps it in the store).
+        Score whitened rows against whitened queries. Stored rows are not transformed: the map is folded into
+        the queries, and for cos and l2 the norm of each whitened row is computed once and cached
+        (`Whitener.save` stores the norms).
     min_score : float, optional
-        Leave out hits that score less.
+        Leave out hits with a lower score.
     on_nan : {"raise", "skip"}
         Whether rows with NaN raise an error or are left out.
     threads : int
@@ -69,14 +69,16 @@ def search(
     Returns
     -------
     Hits
-        ``scores``, ``rows`` and ``layers`` ``[nq, k]``, ids and more.
+        ``scores``, ``rows`` and ``layers`` ``[nq, k]``; ids, examples and positions on demand.
 
     Raises
     ------
     ShapeError
-        When the queries have another dim or number of layers.
+        When the queries or the whitener have another dim, or the queries another number of layers.
     InvalidInputError
-        For another dtype, NaN in queries or rows, several layers without `combine`, or a bad argument.
+        For another dtype, NaN in queries or rows, several layers without `combine`, or an invalid argument.
+    NotFoundError
+        When the whitener lacks a layer of the view.
 
     Examples
     --------

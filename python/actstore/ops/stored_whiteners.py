@@ -1,4 +1,4 @@
-"""The whiteners of a store: read, copied from another store, and brought up to date."""
+"""The whiteners of a store: reading them, copying them from another store, completing them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,8 +17,8 @@ from ..rows.view import View
 from .whiten import Whitener
 
 
-def restored(state: whiteners.WhitenerState, where: str) -> Whitener:
-    """A whitener from what a store has of it; FormatError when that is malformed."""
+def whitener_from_state(state: whiteners.WhitenerState, where: str) -> Whitener:
+    """The whitener with this stored state; FormatError when the state is malformed."""
     own, arrays = state.attributes, state.arrays
     try:
         layers, dim = [int(label) for label in own["layers"]], int(own["dim"])
@@ -47,7 +47,7 @@ def restored(state: whiteners.WhitenerState, where: str) -> Whitener:
     return whitener
 
 
-def restore(
+def copy_whitener(
     store: str,
     name: str,
     state: whiteners.WhitenerState,
@@ -56,18 +56,19 @@ def restore(
     threads: int,
     progress: Progress | None,
 ) -> None:
-    """Copy another store's whitener into this one, with ``norms(start, stop)`` of a site's rows.
+    """Copy another store's whitener into `store`.
 
-    Without `norms` they are computed.
+    ``norms(start, stop)`` reads the norms of the rows of `site`, ``[stop - start, L]``. Without `norms`, they
+    are computed.
 
     Raises
     ------
     FormatError
-        When it is malformed, or its digest does not fit its values.
+        When the whitener is malformed, or its digest does not match its values.
     """
-    whitener = restored(state, f"whitener {name!r}")
+    whitener = whitener_from_state(state, f"whitener {name!r}")
     if whitener.digest != state.attributes["digest"]:
-        raise FormatError(f"whitener {name!r}: its digest does not fit its values", kind="metadata")
+        raise FormatError(f"whitener {name!r}: its digest does not match its values", kind="metadata")
     if norms is None:
         whitener.save(store, name, site, threads=threads, progress=progress)
         return
@@ -96,9 +97,9 @@ class Whiteners(Mapping[str, Whitener]):
                 hint="Whitener().fit(site).save(store, name), or actstore whiten",
             )
         part = self._parts[0]
-        return restored(whiteners.read(part, name), f"{part.path}: {name}")
+        return whitener_from_state(whiteners.read(part, name), f"{part.path}: {name}")
 
-    # Mapping would expect KeyError.
+    # Mapping's own versions catch KeyError, which `__getitem__` does not raise.
     def __contains__(self, name: object) -> bool:
         return name in self._names
 
@@ -119,16 +120,16 @@ def _whitener_names(snapshot: Snapshot) -> Sequence[str]:
     return [PREFIX + name for name in whiteners.names(snapshot.parts)]
 
 
-def _short_whiteners(snapshot: Snapshot) -> Mapping[str, str | None]:
-    return {PREFIX + name: site for name, site in whiteners.unfinished(snapshot.parts).items()}
+def _incomplete_whiteners(snapshot: Snapshot) -> Mapping[str, str | None]:
+    return {PREFIX + name: site for name, site in whiteners.incomplete(snapshot.parts).items()}
 
 
 def _complete_whitener(snapshot: Snapshot, name: str, threads: int, progress: Progress | None) -> None:
     own = name.removeprefix(PREFIX)
-    site = whiteners.unfinished(snapshot.parts).get(own)
+    site = whiteners.incomplete(snapshot.parts).get(own)
     Whiteners(snapshot.parts)[own].save(snapshot.source, own, site, threads=threads, progress=progress)
 
 
 PREFIX = ARTIFACTS + "/"
-"""Before the names of whiteners in `actstore.update`."""
-register(ArtifactKind("whitener", _whitener_names, _short_whiteners, _complete_whitener))
+"""The prefix of whitener names in `actstore.update`."""
+register(ArtifactKind("whitener", _whitener_names, _incomplete_whiteners, _complete_whitener))

@@ -11,22 +11,22 @@ from .scan import ArraysReducer, merged
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SummaryResult:
-    """What `Summary` gives; ``a + b`` is that of the rows of both.
+    """The result of `Summary`; ``a + b`` merges the summaries of disjoint rows.
 
-    NaN and infinities are counted, and left out of the moments.
+    NaN and infinities are counted and left out of the moments.
 
     Attributes
     ----------
     layers : list of int
         The layers' labels, ``[L]``.
     n : array
-        int64 ``[L]``: rows.
+        int64 ``[L]``: the number of rows.
     min, max : array
-        float64 ``[L]``: the least and the greatest value, infinite ones among them; NaN when there is none.
+        float64 ``[L]``: the smallest and the largest value, infinities included; NaN without any value.
     n_nan, n_inf, n_zero : array
-        uint64 ``[L]``: values that are NaN, infinite, zero.
+        uint64 ``[L]``: the number of values that are NaN, infinite or zero.
     missing : array
-        uint64 ``[L, D]``: values that are not finite.
+        uint64 ``[L, D]``: the number of values that are not finite.
     mean : array
         float64 ``[L, D]``, of the finite values.
     m2 : array
@@ -55,7 +55,7 @@ class SummaryResult:
 
     @property
     def count(self) -> NDArray[np.int64]:
-        """The finite values that the moments are of, int64 ``[L, D]``."""
+        """The number of finite values, int64 ``[L, D]``."""
         return self.n[:, None] - self.missing.astype(np.int64)
 
     @property
@@ -75,7 +75,7 @@ class SummaryResult:
     def norm(self) -> NDArray[np.float64]:
         """``sqrt(sum x^2)`` over the rows, float64 ``[L, D]``."""
         count = self.count
-        # Without values the mean may be NaN, and there is nothing to add.
+        # Without values the mean may be NaN, and the norm is 0.
         norm: NDArray[np.float64] = np.sqrt(self.m2 + count * np.where(count > 0, self.mean, 0.0) ** 2)
         return norm
 
@@ -93,9 +93,9 @@ class SummaryResult:
 class Summary(ArraysReducer[SummaryResult]):
     """A reducer: counts, extremes, mean and variance of each layer and dim, in float64.
 
-    Its states merge (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983), so
-    that the result is nearly the same however the rows were cut, and exactly the same for any number of
-    threads.
+    States merge by the formula of Chan, Golub and LeVeque, "Algorithms for computing the sample variance"
+    (1983). The result has the same bits for any number of threads, and is the same up to rounding however the
+    rows are split into states.
 
     Examples
     --------

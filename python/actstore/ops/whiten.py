@@ -1,4 +1,4 @@
-"""Whitening: an affine map per layer after which rows have mean 0 and covariance 1, up to rank."""
+"""Whitening: an affine map per layer that gives rows mean 0 and, on the kept directions, covariance I."""
 
 import hashlib
 import warnings
@@ -29,13 +29,13 @@ from .norms import AffineMap, compute_norms
 
 ON_SINGULAR = ("raise", "skip")
 _BLOCK_BYTES = 64 << 20
-_ARITHMETIC = 8 * UNIT_ROUNDOFF["float32"]
-"""Relative error that a model's float32 arithmetic leaves in values. MiniLM's singular directions have up to
-three times the variance that one rounding would explain, the next ones 1e11 times."""
+_MODEL_ERROR = 8 * UNIT_ROUNDOFF["float32"]
+"""The assumed relative error of a model's float32 arithmetic. In MiniLM, singular directions have up to three
+times the variance that one rounding explains, and the next directions 1e11 times."""
 
 
 class Whitener(Estimator):
-    """A linear map per layer after which rows have mean 0 and covariance 1.
+    """An affine map per layer that gives rows mean 0 and covariance I.
 
     Parameters
     ----------
@@ -43,19 +43,19 @@ class Whitener(Estimator):
         Keep at most this many directions per layer, those of the largest variance.
     kind : {"pca", "zca"}
         ``"pca"`` gives coordinates along the principal directions, sorted by decreasing variance; ``"zca"``
-        rotates these back to the original axes. Dot products, cosines and distances are the same.
+        rotates these back to the original axes. Both give the same dot products, cosines and distances.
     eps : float
-        Added to each variance before taking the root.
+        Added to each variance before taking the square root.
     shrinkage : float or "oas"
-        Shrink the kept variances toward the mean variance: those of (1 - s) C + s tr(C) / D I, with s from 0
-        to 1, or chosen by Chen et al., "Shrinkage algorithms for MMSE covariance estimation" (2010).
+        Shrink the covariance C to (1 - s) C + s tr(C) / D I on the kept directions, with s from 0 to 1;
+        ``"oas"`` chooses s by Chen et al., "Shrinkage algorithms for MMSE covariance estimation" (2010).
     on_singular : {"raise", "skip"}
         Whether a layer without any variance raises NumericalError or gets rank 0, which maps it to zeros.
 
     Attributes
     ----------
     layers_ : list of int
-        The labels, ``[L]``.
+        The layers' labels, ``[L]``.
     mean_ : array
         float64 ``[L, D]``.
     components_ : array
@@ -65,21 +65,25 @@ class Whitener(Estimator):
     rank_ : array
         int64 ``[L]``: the number of kept directions; R is the largest.
     shrinkage_ : list of float
-        The amount used for each layer.
+        The shrinkage s of each layer, ``[L]``.
     n_samples_ : int
-        The number of rows it was fitted to.
+        The number of rows in the fit.
     n_features_in_ : int
         D.
 
     Notes
     -----
+    With components V, mean m and variances s2 of a layer, ``"pca"`` maps x to
+    z = V (x - m) / sqrt(s2 + eps), and ``"zca"`` to V^T z.
+
     WhiteningBERT (Huang et al. 2021, arXiv:2104.01767) whitens sentence embeddings by PCA. Variances have
     ddof 1, as in scikit-learn's ``PCA(whiten=True)``.
 
-    Hidden states are singular because of layer normalization. A direction v is dropped when its eigenvalue is
-    below 4 u^2 sum_d v_d^2 E[x_d^2], the variance that rounding alone leaves there; u is the unit roundoff of
-    the stored dtype, and at least 8 roundings of float32, which is what a layer's arithmetic leaves. (Also
-    when it is below 4 2^-52 of the largest eigenvalue, which float64 cannot tell from 0.)
+    Layer normalization makes the covariance of hidden states singular. A direction v is dropped when its
+    eigenvalue is below 4 u^2 sum_d v_d^2 E[x_d^2], a bound on the variance that rounding alone causes; u is
+    the unit roundoff of the stored dtype, but at least 8 times that of float32, since models compute in
+    float32. It is also dropped when its eigenvalue is below 4 2^-52 times the largest, which float64 cannot
+    distinguish from 0.
 
     Examples
     --------
@@ -134,19 +138,21 @@ class Whitener(Estimator):
         Returns
         -------
         Whitener
-            Itself.
+            This whitener.
 
         Raises
         ------
         NumericalError
-            When a layer has no variance beyond rounding.
+            When there are fewer than two rows; with ``on_singular="raise"``, when a layer has no variance
+            beyond rounding.
         InvalidInputError, ShapeError
-            When a parameter does not fit, or moments are grouped or without covariances.
+            When a parameter is invalid, the moments are grouped or lack covariances, or rows have NaN or
+            infinities.
 
         Warns
         -----
         ActstoreWarning
-            When there are no more rows than dims: the covariance has less than full rank.
+            When there are no more rows than dims, so that the covariance has less than full rank.
         """
         one_of(self.kind, whiteners.KINDS, "whiten: kind")
         one_of(self.on_singular, ON_SINGULAR, "whiten: on_singular")
@@ -205,7 +211,7 @@ class Whitener(Estimator):
         shrinkage: Sequence[float],
         source: str | None,
     ) -> None:
-        """The fitted attributes, from components ``[r, D]`` and variances ``[r]`` of each layer."""
+        """Set the fitted attributes from the components ``[r, D]`` and variances ``[r]`` of each layer."""
         for name in ("mapping", "digest"):
             self.__dict__.pop(name, None)
         self.layers_, self.mean_, self.n_samples_ = list(layers), mean, n
@@ -220,7 +226,13 @@ class Whitener(Estimator):
         self.source_ = source
 
     def select(self, layers: Any) -> "Whitener":
-        """A whitener of some of the layers, named as in `Site.select`."""
+        """A whitener of some of the layers, named as in `Site.select`.
+
+        Raises
+        ------
+        NotFoundError, InvalidInputError
+            When there is no such layer, no layer is selected, or this whitener is not fitted.
+        """
         self.check_fitted()
         at = layer_positions(layers, self.layers_, "the whitener")
         if not at:
@@ -253,7 +265,7 @@ class Whitener(Estimator):
 
     @property
     def digest(self) -> str:
-        """A hash of everything that determines norms: equal for equal whiteners."""
+        """A hash of everything that determines the norms of whitened rows: layers, means and matrices."""
         return self.mapping.digest
 
     def _scales(self) -> NDArray[np.float64]:
@@ -274,8 +286,9 @@ class Whitener(Estimator):
         Returns
         -------
         Site or array
-            float32 ``[n, L, R]`` or ``[n, R]``, R the largest rank, zero-padded past a layer's own; for ZCA
-            as wide as the input. A Site gives a Site in memory, with the same layers, rows and examples.
+            float32 ``[n, L, R]`` or ``[n, R]`` with R the largest rank, zero-padded past a layer's own rank;
+            for ZCA ``[n, L, D]`` or ``[n, D]``. A Site gives a Site in memory, with the same layers, rows and
+            examples.
 
         Raises
         ------
@@ -287,7 +300,7 @@ class Whitener(Estimator):
         return self._apply(X, self.n_features_in_, width, Whitener._whiten)
 
     def inverse_transform(self, X: Any) -> Any:
-        """Rows from whitened ones: mean + components^T (sqrt(variance + eps) z), without dropped directions.
+        """Map whitened rows z back: mean + components^T (sqrt(variance + eps) z), without dropped directions.
 
         Parameters
         ----------
@@ -332,7 +345,7 @@ class Whitener(Estimator):
         new_width: int,
         layer_map: "Callable[[Whitener, int, NDArray[np.float64]], NDArray[np.float64]]",
     ) -> Any:
-        """Map each layer of rows that are `width` wide."""
+        """Map each layer of the rows of `X`, which must have dim `width`."""
         if isinstance(X, View):
             if X.shape[2] != width:
                 raise ShapeError(f"whiten: {X.full_name} has dim {X.shape[2]}, expected {width}")
@@ -383,27 +396,47 @@ class Whitener(Estimator):
         threads: int = 0,
         progress: Progress | None = None,
     ) -> None:
-        """Save it in a store, with the norm of each whitened row of a site, which later searches need.
+        """Save the whitener in a store and, for later searches, the norm of each whitened row of a site.
 
         Saving it again after rows were appended adds the missing norms; so does `actstore.update`.
 
         Parameters
         ----------
         store : path or list of paths
-            As for `actstore.open`; no one else may be writing to it.
+            As for `actstore.open`. No other process may be writing to it.
         name : str
-            Its name in the store, see `Store.whiteners`.
+            The name of the whitener in `Store.whiteners`.
         site : str, optional
-            A site with these layers whose norms to keep.
-        threads, progress
-            As in `search`; progress in rows times layers.
+            The site whose norms to store. It must have the whitener's layers.
+        threads : int
+            0 means all cores.
+        progress : callable, optional
+            Called with the work done and the total, in rows times layers.
 
         Raises
         ------
         StorageError
             When another artifact has the name (kind ``exists``), or the store is being written (``locked``).
-        InvalidInputError, NotFoundError, ShapeError, FormatError
-            When there is no such site, it lacks a layer or has another dim, or the store is read-only.
+        InvalidInputError
+            When there is no such site, a layer occurs twice, or the whitener is not fitted.
+        NotFoundError
+            When there is no such store, or the site lacks a layer of the whitener.
+        ShapeError
+            When the site has another dim.
+        FormatError
+            When the store is damaged, or a foreign Zarr group (kind ``unsupported``).
+
+        Examples
+        --------
+        >>> import actstore, numpy as np, tempfile
+        >>> path = tempfile.mkdtemp() + "/x.act"
+        >>> rows = np.random.default_rng(0).normal(size=(50, 1, 3)).astype(np.float32)
+        >>> with actstore.create(path, {"resid": actstore.SiteSpec(1, 3, "float32")}) as w:
+        ...     w.append({"resid": rows}, lengths=[20, 30])
+        >>> store = actstore.open(path)
+        >>> actstore.Whitener().fit(store["resid"]).save(path, "white", "resid")
+        >>> store.refresh(), list(store.whiteners)
+        (True, ['white'])
         """
         self.check_fitted()
         artifact = whiteners.WhitenerArtifact(name, self.state(site), self._norms_of)
@@ -415,7 +448,7 @@ class Whitener(Estimator):
         return compute_norms(view.take(rows), self.mapping, threads, progress)
 
     def state(self, site: str | None) -> whiteners.WhitenerState:
-        """What a store keeps of it, and the site whose norms are kept beside it."""
+        """The stored form of this whitener; `site` names the site whose norms are stored with it."""
         attributes = {
             "layers": self.layers_,
             "dim": self.n_features_in_,
@@ -433,7 +466,7 @@ class Whitener(Estimator):
 
 
 def _fit_width(rows: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """Rows zero-padded to a width: of some layers only, the largest rank may be less."""
+    """Rows zero-padded to `width`: the largest rank of a selection of layers may be smaller."""
     return rows if rows.shape[1] == width else np.pad(rows, ((0, 0), (0, width - rows.shape[1])))
 
 
@@ -449,7 +482,7 @@ def _fit_layer(
     cov, mean, n = moments.cov[i], moments.mean[i], int(moments.n)
     values, vectors = np.linalg.eigh(cov)
     values, vectors = values[::-1], vectors.T[::-1]
-    unit = max(UNIT_ROUNDOFF[moments.dtype], _ARITHMETIC)
+    unit = max(UNIT_ROUNDOFF[moments.dtype], _MODEL_ERROR)
     second = np.diagonal(cov) + mean**2
     least = np.maximum(4 * unit**2 * (vectors**2 @ second), 4 * 2.0**-52 * max(float(values[0]), 0.0))
     kept = (values >= least) & (values > 0)
@@ -462,14 +495,14 @@ def _fit_layer(
     mean_variance = float(np.trace(cov)) / len(cov)
     values, vectors = values[kept][:n_components], vectors[kept][:n_components]
     values = (1 - amount) * values + amount * mean_variance
-    # An eigenvector's sign is arbitrary: make its largest entry positive, so that every machine agrees.
+    # The sign of an eigenvector is arbitrary: make its largest entry positive on every machine.
     largest = np.abs(vectors).argmax(1)[:, None] if len(vectors) else np.zeros((0, 1), np.int64)
     signs = np.sign(np.take_along_axis(vectors, largest, 1))
     return values * (n / (n - 1)), np.ascontiguousarray(vectors * signs), float(amount)
 
 
 def _oas(cov: NDArray[np.float64], n: int) -> float:
-    """Chen et al. 2010, in the form of scikit-learn's ``oas``."""
+    """The OAS shrinkage of Chen et al. (2010), as scikit-learn's ``oas`` computes it."""
     dim = len(cov)
     mean_variance = float(np.trace(cov)) / dim
     square = float(np.mean(cov**2))

@@ -1,1 +1,1 @@
-"""Rows of layers, wherever they lie: on disk or in memory; views of them."""
+"""Rows of layers, on disk or in memory, and views of them."""

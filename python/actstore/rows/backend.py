@@ -19,7 +19,7 @@ from .rowset import RowSet
 
 @dataclass(frozen=True, eq=False)
 class PoolSource:
-    """The rows behind pooled rows: row i pools ``rows[offsets[i]:offsets[i + 1]]`` of `backend`."""
+    """The rows that were pooled: row i pools ``rows[offsets[i]:offsets[i + 1]]`` of `backend`."""
 
     backend: "Backend"
     rows: Rows
@@ -42,15 +42,15 @@ class Backend(ABC):
     labels : tuple of int
         One per layer of the array.
     numbers : array, optional
-        int64 ``[n]``: row ids, where they differ from positions in the array.
+        int64 ``[n]``: row ids; None when they equal positions in the array.
     recipe : dict, optional
-        How the array was computed, for a derived site.
+        For a derived site, how the array was computed.
     about : dict
-        What the writer recorded of the site.
+        Metadata that the writer recorded for the site.
     norms : dict
-        Norms of all rows after whitening, ``[n, L]``, by digest of the whitener; a cache.
+        A cache: the norms of all rows after whitening, ``[n, L]``, by digest of the whitener.
     pool_source : PoolSource, optional
-        The rows that were pooled in memory.
+        For rows pooled in memory, the rows that were pooled.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Backend(ABC):
 
     @lazy
     def norms(self) -> dict[str, NDArray[np.float64]]:
-        """An empty cache."""
+        """The cache, empty at first."""
         return {}
 
     @property
@@ -75,7 +75,7 @@ class Backend(ABC):
     @property
     @abstractmethod
     def native(self) -> _native.Array | NDArray[Any]:
-        """The array as the native functions take it."""
+        """The array in the form that native functions take."""
 
     @property
     @abstractmethod
@@ -83,11 +83,11 @@ class Backend(ABC):
 
     @abstractmethod
     def check_open(self) -> None:
-        """Raise StorageError (kind ``closed``) once the store was closed."""
+        """Raise StorageError (kind ``closed``) if the store has been closed."""
 
     @abstractmethod
     def pieces(self) -> list[tuple[int, int]]:
-        """The parts in order: rows of each, and rows per chunk."""
+        """The number of rows and the rows per chunk of each part, in order."""
 
     @abstractmethod
     def whole(self) -> RowSet:
@@ -117,10 +117,10 @@ class Backend(ABC):
     def pickled(
         self, rowset: RowSet, layers: Sequence[int]
     ) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
-        """How to rebuild it elsewhere: a callable, its arguments, and whether only these rows are rebuilt."""
+        """A callable and its arguments to rebuild it, and whether it then has only these rows and layers."""
 
     def rows_pooled_into(self, row: int) -> tuple["Backend", NDArray[np.int64]] | None:
-        """The backend and its rows that were pooled into this row; None when they are not available."""
+        """The backend and rows that were pooled into this row; None when they are not available."""
         source = self.pool_source
         if source is None:
             return None

@@ -1,4 +1,4 @@
-"""From example ids, row ids and the keys of ``site[...]`` to positions."""
+"""The positions that example ids, row ids and the keys of ``site[...]`` stand for."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def _example_position(
 
 
 def row_positions(backend: Backend, rowset: RowSet, row_ids: Any, full_name: str) -> Rows:
-    """Positions in a row set of rows given by their ids; NotFoundError for one that it lacks."""
+    """Positions in a row set of the rows with these ids; NotFoundError for a row that it lacks."""
     wanted = integers([row_ids] if is_int(row_ids) else row_ids, f"{full_name}: row_ids")
     known = backend.numbers_of(rowset.rows)
     order = np.argsort(known, kind="stable")

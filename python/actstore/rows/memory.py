@@ -20,21 +20,21 @@ _CHUNK_BYTES = 1 << 20
 _BLOCK_BYTES = 64 << 20
 
 
-class Names(Protocol):
-    """Ids of examples from their numbers, and back."""
+class ExampleIds(Protocol):
+    """The ids of examples by number, and the numbers by id."""
 
     def ids(self, examples: NDArray[np.int64]) -> list[str]:
         """The ids of examples."""
 
     def number(self, name: str) -> int | None:
-        """The number of the example with this id; None without one, -1 if several have it."""
+        """The number of the example with this id; None if no example has it, -1 if several have it."""
 
-    def some(self, examples: NDArray[np.int64]) -> "Names":
-        """At least the ids of these examples, given in ascending order."""
+    def subset(self, examples: NDArray[np.int64]) -> "ExampleIds":
+        """The ids of at least these examples, which are in ascending order."""
 
 
-class Positions:
-    """The positions of `n` examples as ids."""
+class PositionIds:
+    """The positions of `n` examples as their ids."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -48,13 +48,13 @@ class Positions:
         number = int(name) if name.isascii() and name.isdecimal() else -1
         return number if 0 <= number < self._n and str(number) == name else None
 
-    def some(self, examples: NDArray[np.int64]) -> Names:
-        """Itself: it takes no memory."""
+    def subset(self, examples: NDArray[np.int64]) -> ExampleIds:
+        """Itself, since it takes no memory."""
         return self
 
 
-class Known:
-    """Given ids of some examples.
+class KnownIds:
+    """The given ids of some examples.
 
     Parameters
     ----------
@@ -88,9 +88,9 @@ class Known:
             self._by_name = by_name
         return self._by_name.get(name)
 
-    def some(self, examples: NDArray[np.int64]) -> Names:
-        """Only these."""
-        return Known(compact_rows(examples), self.ids(examples))
+    def subset(self, examples: NDArray[np.int64]) -> ExampleIds:
+        """The ids of these examples only."""
+        return KnownIds(compact_rows(examples), self.ids(examples))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.numbers, self.names)
@@ -109,7 +109,7 @@ class MemoryArray:
 
     @property
     def dtype(self) -> str:
-        """Its name."""
+        """The name of the dtype."""
         return str(self.values.dtype.name)
 
     @property
@@ -125,14 +125,15 @@ class MemoryArray:
         out: NDArray[Any],
         threads: int = 0,
     ) -> None:
-        """Rows of the layer positions into `out`, rounded once to its dtype."""
+        """Read rows at these positions of layers into `out`, rounded once to its dtype."""
         check_threads(threads)
         picked = slice(None) if layers is None else list(layers)
         n_block = max(1, _BLOCK_BYTES // max(1, out[:1].nbytes))
         for start in range(0, len(out), n_block):
             stop = min(start + n_block, len(out))
-            a_run = isinstance(rows, tuple)
-            block = self.values[rows[0] + start : rows[0] + stop] if a_run else self.values[rows[start:stop]]
+            is_range = isinstance(rows, tuple)
+            at = slice(rows[0] + start, rows[0] + stop) if is_range else rows[start:stop]
+            block = self.values[at]
             with np.errstate(over="ignore"):
                 out[start:stop] = block[:, picked]
 
@@ -145,13 +146,17 @@ class MemoryBackend(Backend):
     values : array
         ``[n, L, D]``, C-contiguous, of a float dtype.
     labels : sequence of int
-        Of the layers.
-    names : Names
+        Labels of the layers, ``[L]``.
+    names : ExampleIds
         Ids of the examples.
     numbers : range or array, optional
-        Row ids ``[n]``; without `ends` these are the numbers of the examples.
+        Row ids ``[n]``; by default positions. Without `ends`, these are the numbers of the examples.
     ends : array, optional
-        int64 ``[n_examples + 1]``: where each example starts, when rows are tokens.
+        int64 ``[n_examples + 1]``: where each example starts, if rows are tokens.
+    recipe : dict, optional
+        How the values were computed.
+    titles : tuple of str
+        The attributes `name`, `what` and `title`.
     columns : mapping of str to array, optional
         Columns over the rows, ``[n]``.
     example_columns : mapping of str to array, optional
@@ -162,7 +167,7 @@ class MemoryBackend(Backend):
         self,
         values: NDArray[Any],
         labels: Sequence[int],
-        names: Names,
+        names: ExampleIds,
         numbers: Rows | None = None,
         ends: NDArray[np.int64] | None = None,
         recipe: dict[str, Any] | None = None,
@@ -236,7 +241,7 @@ class MemoryBackend(Backend):
     def example_column(self, name: str) -> NDArray[Any]:
         if name in self._example_columns:
             return self._example_columns[name]
-        if self.pool_source is not None:  # Its examples are numbered as in the source.
+        if self.pool_source is not None:  # The source has the same example numbers.
             return self.pool_source.backend.example_column(name)
         raise NotFoundError(
             f"{self.what} has no column {name!r}, it has: {', '.join(self._example_columns) or 'none'}"
@@ -254,7 +259,7 @@ class MemoryBackend(Backend):
         examples = rows_array(rowset.examples)
         if self.axis == EXAMPLES:
             examples = np.union1d(examples, rows_array(numbers))
-        names = self._names.some(np.unique(examples))
+        names = self._names.subset(np.unique(examples))
         columns = {name: self.column(name, rows) for name in self._columns}
         arguments = (values, labels, names, numbers, self._ends, self._recipe, titles)
         return MemoryBackend, (*arguments, columns, self._example_columns), True
@@ -266,10 +271,11 @@ class MappedBackend(Backend):
     Parameters
     ----------
     view : View ``[n, L, D]``
+        The original rows.
     values : array ``[n, L, D']``
         C-contiguous, of a float dtype.
     how : str
-        What was done to the rows, for messages: ``"whitened"``.
+        The name of the transform in messages: ``"whitened"``.
     """
 
     def __init__(self, view: View, values: NDArray[Any], how: str) -> None:
@@ -378,7 +384,9 @@ def array_backend(
         ends = integers(offsets, "offsets")
         if not ends.size or ends[0] != 0 or (np.diff(ends) < 0).any() or ends[-1] != n:
             shown = ends.tolist() if ends.size <= 8 else f"[{ends[0]}, ..., {ends[-1]}]"
-            raise InvalidInputError(f"offsets: expected to rise from 0 to the {n} rows, got {shown}")
+            raise InvalidInputError(
+                f"offsets: expected ascending ints from 0 to {n}, the number of rows, got {shown}"
+            )
     n_examples = n if ends is None else len(ends) - 1
     example_columns = _columns(columns, n_examples, "columns", "example")
     row_columns = _columns(token_columns, n, "token_columns", "row")
@@ -387,7 +395,7 @@ def array_backend(
     return MemoryBackend(
         values,
         _layer_labels(labels, n_layers),
-        _names(ids, n_examples),
+        _example_ids(ids, n_examples),
         None,
         ends,
         None,
@@ -408,9 +416,9 @@ def _layer_labels(labels: Sequence[int] | None, n_layers: int) -> list[int]:
     return chosen
 
 
-def _names(ids: Sequence[str] | None, n_examples: int) -> Names:
+def _example_ids(ids: Sequence[str] | None, n_examples: int) -> ExampleIds:
     if ids is None:
-        return Positions(n_examples)
+        return PositionIds(n_examples)
     names = list(ids)
     if len(names) != n_examples:
         raise ShapeError(f"ids: expected {n_examples}, one for each example, got {len(names)}")
@@ -421,7 +429,7 @@ def _names(ids: Sequence[str] | None, n_examples: int) -> Names:
         if name in seen:
             raise InvalidInputError(f"ids: expected distinct strings, {name!r} occurs twice")
         seen.add(name)
-    return Known(range(n_examples), [str(name) for name in names])  # numpy's strings become plain ones.
+    return KnownIds(range(n_examples), [str(name) for name in names])  # np.str_ becomes str.
 
 
 def _columns(columns: Mapping[str, Any] | None, n: int, what: str, of: str) -> dict[str, NDArray[Any]]:

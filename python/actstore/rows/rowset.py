@@ -19,10 +19,10 @@ class RowSet:
     examples : range or array
         Example numbers in the whole store, one for each example of the view.
     offset : callable
-        Gives int64 ``[n_examples + 1]``: where in the view each example begins; called when needed.
+        Returns int64 ``[n_examples + 1]``: where in the view each example begins. Called when needed.
     owner : array, optional
-        int64 ``[n_rows]``: the position in `examples` of each row's example, where picked rows
-        do not stand example by example and `offset` cannot say.
+        int64 ``[n_rows]``: the position in `examples` of each row's example. Given when the rows of an
+        example are not contiguous, so that `offset` cannot describe them.
     """
 
     __slots__ = ("_offset", "examples", "owner", "rows")
@@ -44,14 +44,14 @@ class RowSet:
         return type(self)(rows, self.examples, self._offset, self.owner)
 
     def grouped(self) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
-        """An order (None: as they are) in which rows stand example by example, and offsets into it."""
+        """The order that groups rows by example (None if they are grouped), and the offsets into it."""
         if self.owner is None:
             return None, self._offset()
         order = np.argsort(self.owner, kind="stable")
         return order, np.searchsorted(self.owner[order], np.arange(len(self.examples) + 1))
 
     def take_examples(self, positions: Rows) -> Self:
-        """The view of some of its examples."""
+        """The rows of the examples at these positions."""
         order, offset = self.grouped()
         examples = take(self.examples, positions)
         if isinstance(positions, range) and order is None:
@@ -67,7 +67,7 @@ class RowSet:
         return type(self)(take(self.rows, compact_rows(picked)), examples, lambda: ends)
 
     def take_rows(self, positions: Rows) -> Self:
-        """The view of some of its rows; its examples stay, some with fewer rows or none."""
+        """The rows at these positions. All examples stay, some with fewer rows or none."""
         rows = take(self.rows, positions)
         if self.owner is not None:
             owner = (

@@ -101,12 +101,12 @@ class StoredBackend(Backend):
     def pickled(
         self, view: RowSet, layers: Sequence[int]
     ) -> tuple[Callable[..., Any], tuple[Any, ...], bool]:
-        # Rows never move, so a view is the same whatever was added.
+        # Rows never move, so row numbers stay valid after later commits.
         return _reopened, (self.snapshot.source, self.snapshot.verify, self.name), False
 
 
 def _reopened(source: str | list[str], verify: str, name: str) -> StoredBackend:
-    """A site in another process."""
+    """The site, opened again in another process."""
     return stored_backend(load(source, verify, Handle()), name)
 
 
@@ -116,7 +116,7 @@ def stored_backend(snapshot: Snapshot, name: str) -> StoredBackend:
     Raises
     ------
     NotFoundError
-        When there is none, or none that can be used.
+        When there is no such site, or it cannot be used.
     """
     if name not in snapshot.layout.sites:
         if isinstance(name, str):
@@ -128,7 +128,7 @@ def stored_backend(snapshot: Snapshot, name: str) -> StoredBackend:
 
 
 def _some_ids(parts: Sequence[Part], examples: NDArray[np.int64]) -> list[str]:
-    """Ids of few examples, without reading those of all."""
+    """Ids of a few examples, without reading all ids."""
     out = np.empty(len(examples), object)
     start = 0
     for part in parts:
@@ -143,13 +143,13 @@ def _some_ids(parts: Sequence[Part], examples: NDArray[np.int64]) -> list[str]:
 
 
 def _strings_at(reader: _native.Reader, path: str, at: NDArray[np.int64]) -> list[str]:
-    """Some strings of a column: utf-8 bytes, and offsets one more than there are strings."""
+    """The strings of a column at these positions, from its utf-8 ``bytes`` and ``offset`` ``[n + 1]``."""
     ends, blob = reader.array(f"{path}/offset"), reader.array(f"{path}/bytes")
     raw = np.empty(2 * len(at), COLUMN_DTYPES[ends.dtype])
     ends.read(np.stack([at, at + 1], 1).ravel(), None, raw)
     starts, stops = raw.astype(np.int64).reshape(-1, 2).T
     if (starts < 0).any() or (stops < starts).any() or (stops > blob.shape[0]).any():
-        raise FormatError(f"{reader.path}: {path}/offset leaves {path}/bytes", kind="metadata")
+        raise FormatError(f"{reader.path}: {path}/offset is outside {path}/bytes", kind="metadata")
     lengths = stops - starts
     cuts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     picked = new_array((int(cuts[-1]),), np.dtype(np.uint8), f"column {path}")

@@ -1,4 +1,4 @@
-"""Rows and layers of a backend: what every operation works on, and how they are read."""
+"""Views of rows and layers of a backend, on which every operation works: selecting and reading."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_BYTES = 64 << 20
-"""Temporary memory for results that are made block by block."""
-
+"""Temporary memory for results that are computed block by block."""
 
 _INT64: np.dtype[np.int64] = np.dtype(np.int64)
 _GATHER_ROWS = 1 << 16
-"""Rows of one layer that fit in any memory."""
+"""The most rows that `View._gather` reads; they need no check that they fit in memory."""
 
 
 class View:
@@ -79,7 +78,7 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the view once read, in its own dtype; what it takes on disk is in `Store.info`."""
+        """Bytes of the view in memory, in the stored dtype; `Store.info` has the size on disk."""
         n, n_layers, dim = self.shape
         return n * n_layers * dim * self.dtype.itemsize
 
@@ -156,12 +155,12 @@ class View:
 
     @property
     def recipe(self) -> dict[str, Any] | None:
-        """How a derived site was computed: kind, source, layers, ...; None for a site that was written."""
+        """How a derived site was computed: kind, source, layers, ...; None for any other site."""
         return self.backend.recipe
 
     @property
     def about(self) -> dict[str, Any]:
-        """What the writer recorded of the site and its layers; for a capture, where in the model they are."""
+        """Metadata of the site and its layers; a capture records where in the model they are."""
         return copy.deepcopy(dict(self.backend.about))
 
     @property
@@ -169,16 +168,16 @@ class View:
         """The site in messages: ``site 'resid' of run.act``."""
         return self.backend.what
 
-    # ---- The inside: what operations need of a view. ----
+    # ---- For the operations; not part of the public interface. ----
 
     @property
     def source(self) -> Source:
-        """This view as the native functions take it.
+        """This view as arguments of native functions: array, rows, layers.
 
         Raises
         ------
         StorageError
-            kind ``closed`` when the store was closed.
+            kind ``closed`` when the store is closed.
         """
         return self.source_of(self.rowset.rows)
 
@@ -191,7 +190,7 @@ class View:
         return Source(backend.native, native_rows(rows), None if all_layers else chosen)
 
     def with_rows(self, rowset: RowSet) -> Self:
-        """Other rows of the same backend and layers."""
+        """A view of other rows of the same backend and layers."""
         return type(self)(self.backend, self.layer_positions, rowset)
 
     def take(self, positions: Rows) -> Self:
@@ -201,7 +200,7 @@ class View:
     def read_rows(
         self, rows: Rows, layers: list[int], dtype: np.dtype[Any], threads: int = 0
     ) -> NDArray[Any]:
-        """Rows of the backend and positions of layers, ``[len(rows), len(layers), dim]``."""
+        """Read rows of the backend at positions of layers, ``[len(rows), len(layers), dim]``."""
         out = new_array((len(rows), len(layers), self.shape[2]), dtype, self.full_name)
         self.read_rows_into(rows, layers, out, threads)
         return out
@@ -221,8 +220,7 @@ class View:
         ----------
         key : tuple of up to three
             Rows: int, slice, mask, list or array. Layers: a label, a list of labels or a half-open slice of
-            labels. Dims: anything numpy accepts. ``...`` stands for the omitted ones. Only an int drops an
-            axis.
+            labels. Dims: any numpy index. ``...`` stands for omitted axes. Only an int drops an axis.
 
         Raises
         ------
@@ -253,11 +251,11 @@ class View:
         return kept if all_dims else kept[..., dim]
 
     def _gather(self, rows: Any, layer: Any) -> NDArray[Any] | None:
-        """A fast path for an array of rows of one layer, as training loops ask for: a third of the time.
+        """A fast path for training loops, which read arrays of rows of one layer: three times as fast.
 
-        None for any other key, which then takes the general path.
+        None for any other key, for which `__getitem__` takes the general path.
         """
-        view, array = self.rowset.rows, self.backend.array
+        own_rows, array = self.rowset.rows, self.backend.array
         if (
             type(rows) is not np.ndarray
             or rows.dtype is not _INT64
@@ -265,14 +263,14 @@ class View:
             or not 0 < len(rows) <= _GATHER_ROWS
             or type(layer) is not int
             or layer not in self.layers
-            or type(view) is not range
+            or type(own_rows) is not range
             or type(array) is not _native.Array
         ):
             return None
         self.backend.check_open()
         out = np.empty((len(rows), array.shape[2]), self.backend.dtype)
         position = self.layer_positions[self.layers.index(layer)]
-        return out if array.gather(rows, view.start, view.stop, position, out) else None
+        return out if array.gather(rows, own_rows.start, own_rows.stop, position, out) else None
 
     def _check_dims(self, dim: Any) -> None:
         try:
@@ -283,7 +281,7 @@ class View:
             raise ShapeError(f"{self.full_name}: dims: expected an index of one axis")
 
     def select(self, layers: Any = None, examples: Any = None, rows: Any = None, row_ids: Any = None) -> Self:
-        """A view of some layers, examples and rows; reads nothing but the offsets it needs.
+        """A view of some layers, examples and rows; reads only the offsets that it needs.
 
         Parameters
         ----------
@@ -292,15 +290,16 @@ class View:
         examples : int, str, list of these, slice or mask ``[n_examples]``, optional
             An int is the position in this view, a str the id.
         rows : slice, mask ``[n]`` or positions, optional
-            Positions in this view, after `examples` was applied. The examples stay, perhaps without rows.
+            Positions in this view, after `examples` was applied. All selected examples stay, perhaps without
+            rows.
         row_ids : sequence of int, optional
             Row ids as results give them (``hits.rows``, ``view.rows``): row numbers in the whole store,
-            whatever the view; for pooled sites example numbers. Instead of `rows`; the order is kept.
+            whatever the view; for pooled sites example numbers. Their order is kept. Excludes `rows`.
 
         Returns
         -------
         Site
-            With three axes; it can be selected from again.
+            With three axes, whatever was selected.
 
         Raises
         ------
@@ -337,6 +336,11 @@ class View:
     def example(self, example: int | str) -> NDArray[Any]:
         """The rows of one example, ``[rows, n_layers, dim]``, by position or id.
 
+        Parameters
+        ----------
+        example : int or str
+            The position in this view, or the id.
+
         Raises
         ------
         NotFoundError
@@ -370,7 +374,7 @@ class View:
         dtype : str or dtype, optional
             A float dtype to convert to while reading; by default that of `out`, else the site's.
         out : array or torch.Tensor ``[n, L, D]``, optional
-            Where to put it: a numpy array, or a CPU tensor. A C-contiguous one is filled in place, others
+            The destination: a numpy array or a CPU tensor. A C-contiguous one is filled in place, any other
             through a buffer.
         threads : int
             0 means all cores.
@@ -387,7 +391,7 @@ class View:
         InvalidInputError
             When the result would not fit in memory, or `out` and `dtype` differ.
         FormatError
-            When what is on disk is damaged.
+            When a stored chunk is damaged.
         """
         if dtype is not None:
             dtype = dtype_named(dtype, FLOAT_DTYPES, self.full_name)
@@ -421,7 +425,7 @@ class View:
         dtype : torch.dtype, str or dtype, optional
             A float dtype to convert to while reading; by default the site's.
         device : torch.device or str, optional
-            Where to put it; by default the CPU.
+            The tensor's device; by default the CPU.
         threads : int
             0 means all cores.
 
@@ -430,7 +434,7 @@ class View:
         InvalidInputError
             When torch is not installed, or the tensor would not fit in memory.
         FormatError
-            When what is on disk is damaged.
+            When a stored chunk is damaged.
 
         Examples
         --------
@@ -471,6 +475,6 @@ def _rebuilt(
     layers: list[int] | None,
     state: tuple[Any, ...],
 ) -> View:
-    """A view in another process."""
+    """A view, rebuilt from its pickle."""
     rows, examples, offsets, owner = state
     return kind(make(*arguments), layers, RowSet(rows, examples, lambda: offsets, owner))

@@ -179,19 +179,19 @@ class _TraceReader:
                 calls = self._chain(path, module)
                 if calls:
                     found.append((path, calls))
-        found = self._main(found)
+        found = self._main_chains(found)
         found.sort(key=lambda item: item[1][0].start)
         names = _names([path for path, _ in found], encoder_decoder)
         return [self._stream(name, calls, result) for name, (_, calls) in zip(names, found, strict=True)]
 
-    def _main(self, found: list[tuple[str, list[Call]]]) -> list[tuple[str, list[Call]]]:
+    def _main_chains(self, found: list[tuple[str, list[Call]]]) -> list[tuple[str, list[Call]]]:
         """The chains that do most of the model's attention or, without attention, most of its linear maps.
 
         A head may consist of blocks as well. Returns nothing if most of the work happens outside the chains,
         since then the reader does not understand the model's blocks.
         """
-        work = [at for at, op in enumerate(self._trace.ops) if _attention(op)]
-        work = work or [call.start for call in self._trace.calls if _linear_like(call)]
+        work = [at for at, op in enumerate(self._trace.ops) if _computes_attention(op)]
+        work = work or [call.start for call in self._trace.calls if _is_linear_like(call)]
         shares = [sum(calls[0].start <= at < calls[-1].end for at in work) for _, calls in found]
         if not work or not found:
             return found
@@ -209,20 +209,20 @@ class _TraceReader:
                 return None
             items += calls
         for call in items:
-            ends = _ends(call)
-            if ends is None or not self._carries(call, ends[1][1], ends[0][1]):
+            ends = _input_and_output(call)
+            if ends is None or not self._is_stream(call, ends[1][1], ends[0][1]):
                 return None
         starts = [call.start for call in items]
         return items if items and starts == sorted(starts) else None
 
     def _stream(self, name: str, calls: list[Call], result: Any) -> ResidualStream:
         stream = ResidualStream(name, [self._block(call) for call in calls])
-        every = [ends for call in calls if (ends := _ends(call)) is not None]
-        last = every[-1][1][1]
-        known: dict[TensorKey, int | None] = {entry[1]: i for i, (entry, _) in enumerate(every)}
+        all_ends = [ends for call in calls if (ends := _input_and_output(call)) is not None]
+        last = all_ends[-1][1][1]
+        known: dict[TensorKey, int | None] = {entry[1]: i for i, (entry, _) in enumerate(all_ends)}
         known[last] = len(calls)
         for call in self._trace.calls:
-            if call.start >= calls[-1].end and _norm_like(call) and call.ins[0][1] == last:
+            if call.start >= calls[-1].end and _is_norm_like(call) and call.ins[0][1] == last:
                 stream.final = _hook_point(call, "output", call.outs[0])
                 stream.final_bias = getattr(call.module, "bias", None) is not None
                 known[call.outs[0][1]] = None
@@ -237,77 +237,82 @@ class _TraceReader:
 
     # ---- the stream within a block ----
 
-    def _carries(self, block: Call, key: TensorKey, entry: TensorKey, depth: int = 0) -> bool:
+    def _is_stream(self, block: Call, key: TensorKey, entry: TensorKey, depth: int = 0) -> bool:
         """Whether a tensor is the stream: the block's input, a sum with it, or a norm of such a sum."""
         if key == entry:
-            return depth > 0  # A block that returns its input is no block.
-        op = self._made(block, key)
+            return depth > 0  # A module that returns its input unchanged is not a block.
+        op = self._producing_op(block, key)
         if op is not None and op.name in _ADDS:
-            return any(self._carries(block, part, entry, depth + 1) for part in op.ins)
+            return any(self._is_stream(block, part, entry, depth + 1) for part in op.ins)
         if op is not None and op.name in _CLAMPS:
-            return self._carries(block, op.ins[0], entry, depth)
-        source = self._normed(block, key)
+            return self._is_stream(block, op.ins[0], entry, depth)
+        source = self._norm_input(block, key)
         if source is None:
             return False
-        op = self._made(block, source)
-        return op is not None and op.name in _ADDS and self._carries(block, source, entry, depth + 1)
+        op = self._producing_op(block, source)
+        return op is not None and op.name in _ADDS and self._is_stream(block, source, entry, depth + 1)
 
     def _terms(self, block: Call, key: TensorKey, entry: TensorKey) -> list[_Term]:
         """The contributions to the stream up to `key`."""
         if key == entry:
             return []
-        op = self._made(block, key)
+        op = self._producing_op(block, key)
         if op is not None and op.name in _CLAMPS:
             return self._terms(block, op.ins[0], entry)
         if op is None or op.name not in _ADDS:
-            source = self._normed(block, key)
+            source = self._norm_input(block, key)
             return self._terms(block, source, entry) if source is not None else []
         out: list[_Term] = []
         for part in op.ins:
-            if self._carries(block, part, entry, 1):
+            if self._is_stream(block, part, entry, 1):
                 out += self._terms(block, part, entry)
             else:
-                out += self._split(block, part)
+                out += self._summands(block, part)
         return out
 
-    def _split(self, block: Call, key: TensorKey) -> list[_Term]:
+    def _summands(self, block: Call, key: TensorKey) -> list[_Term]:
         """A contribution, or several that are summed before they are added to the stream."""
-        made = self._made(block, key)
-        if made is None:
+        op = self._producing_op(block, key)
+        if op is None:
             return []  # A constant, or a parameter.
-        point = self._giver(block, key)
-        if point is None and made.name in _ADDS:
-            return [term for part in made.ins for term in self._split(block, part)]
-        return [_Term(key, self._trace.producer[key], point, self._linear(block, key))]
+        point = self._producing_module(block, key)
+        if point is None and op.name in _ADDS:
+            return [term for part in op.ins for term in self._summands(block, part)]
+        return [_Term(key, self._trace.producer[key], point, self._last_linear(block, key))]
 
-    def _made(self, block: Call, key: TensorKey) -> Op | None:
+    def _producing_op(self, block: Call, key: TensorKey) -> Op | None:
+        """The operation within a block that computed a tensor; None if none did."""
         at = self._trace.producer.get(key)
         return self._trace.ops[at] if at is not None and block.start <= at < block.end else None
 
-    def _calls(self, block: Call, key: TensorKey) -> list[Call]:
+    def _producing_calls(self, block: Call, key: TensorKey) -> list[Call]:
+        """The module calls within a block that returned a tensor."""
         return [call for call in self._by_out.get(key, []) if call.within(block)]
 
-    def _giver(self, block: Call, key: TensorKey) -> HookPoint | None:
+    def _producing_module(self, block: Call, key: TensorKey) -> HookPoint | None:
         """The module that computed a tensor, preferably as ``[batch, token, dim]``."""
         found = [
             (call, next(out for out in call.outs if out[1] == key))
-            for call in self._calls(block, key)
+            for call in self._producing_calls(block, key)
             if all(input_key != key for _, input_key, _ in call.ins)
         ]
         found.sort(key=lambda pair: pair[1][2].ndim != 3)  # Some modules flatten the batch inside.
         return _hook_point(found[0][0], "output", found[0][1]) if found else None
 
-    def _normed(self, block: Call, key: TensorKey) -> TensorKey | None:
+    def _norm_input(self, block: Call, key: TensorKey) -> TensorKey | None:
         """The input of the norm that computed a tensor, or None if none did."""
-        return next((call.ins[0][1] for call in self._calls(block, key) if _norm_like(call)), None)
+        return next(
+            (call.ins[0][1] for call in self._producing_calls(block, key) if _is_norm_like(call)), None
+        )
 
-    def _linear(self, block: Call, key: TensorKey) -> Call | None:
+    def _last_linear(self, block: Call, key: TensorKey) -> Call | None:
+        """The last linear map before a tensor, with nothing but a few norms and scales in between."""
         for _ in range(4):  # Skip norms and scales in between.
-            calls = self._calls(block, key)
-            found = next((call for call in calls if _linear_like(call)), None)
+            calls = self._producing_calls(block, key)
+            found = next((call for call in calls if _is_linear_like(call)), None)
             if found is not None:
                 return found
-            source = self._normed(block, key)
+            source = self._norm_input(block, key)
             if source is None:
                 return None
             key = source
@@ -316,17 +321,17 @@ class _TraceReader:
     # ---- the parts of a block ----
 
     def _block(self, call: Call) -> ModelBlock:
-        ends = _ends(call)
+        ends = _input_and_output(call)
         assert ends is not None
         entry, leaving = ends[0][1], ends[1][1]
         block = ModelBlock(
             call.path, _hook_point(call, "input", ends[0]), _hook_point(call, "output", ends[1])
         )
-        block.post_norm = self._normed(call, leaving) is not None
+        block.post_norm = self._norm_input(call, leaving) is not None
         terms = sorted(self._terms(call, leaving, entry), key=lambda term: term.at)
         for term in terms:
-            name = self._kind(call, term, entry, block.parts)
-            if name in block.parts:  # There is no name for a second one.
+            name = self._contribution_name(call, term, entry, block.parts)
+            if name in block.parts:  # Only the first contribution of each kind has a name.
                 continue
             if term.point is not None:
                 block.parts[name] = term.point
@@ -334,43 +339,45 @@ class _TraceReader:
                 inner = "z" if name == "attn_out" else "mlp_act"
                 block.parts[inner] = _hook_point(term.linear, "input", term.linear.ins[0])
             if name == "attn_out":
-                self._project(call, block)
-        middle = self._middle(call, leaving, entry)
+                self._find_projections(call, block)
+        middle = self._mid_stream(call, leaving, entry)
         if middle is not None and len(terms) > 1 and not block.post_norm:
             block.parts["resid_mid"] = middle
         return block
 
-    def _kind(self, block: Call, term: _Term, entry: TensorKey, before: Mapping[str, Any]) -> str:
+    def _contribution_name(
+        self, block: Call, term: _Term, entry: TensorKey, before: Mapping[str, Any]
+    ) -> str:
         """The name of a contribution, by the operations between it and the stream."""
-        between = list(self._between(block, term.key, entry))
-        if any(map(_attention, between)):
+        between = list(self._ops_between(block, term.key, entry))
+        if any(map(_computes_attention, between)):
             return "cross_attn_out" if "attn_out" in before else "attn_out"
         if any(op.name in _MIXES for op in between):
             return "mixer_out"
-        return "mlp_out" if before or self._attends(block) else "mixer_out"
+        return "mlp_out" if before or self._has_attention(block) else "mixer_out"
 
-    def _between(self, block: Call, key: TensorKey, entry: TensorKey) -> Iterator[Op]:
+    def _ops_between(self, block: Call, key: TensorKey, entry: TensorKey) -> Iterator[Op]:
         """The operations that compute a tensor from the stream."""
         visited: set[TensorKey] = set()
         pending = [key]
         while pending:
             key = pending.pop()
-            op = self._made(block, key)
-            if key in visited or op is None or (key != entry and self._carries(block, key, entry, 1)):
+            op = self._producing_op(block, key)
+            if key in visited or op is None or (key != entry and self._is_stream(block, key, entry, 1)):
                 continue
             visited.add(key)
             yield op
             pending += op.ins
 
-    def _attends(self, block: Call) -> bool:
+    def _has_attention(self, block: Call) -> bool:
         return _first_attention(self._trace, block) is not None
 
-    def _middle(self, block: Call, key: TensorKey, entry: TensorKey) -> HookPoint | None:
+    def _mid_stream(self, block: Call, key: TensorKey, entry: TensorKey) -> HookPoint | None:
         """The stream between the first addition and the second, as the input of a module."""
-        op = self._made(block, key)
+        op = self._producing_op(block, key)
         if op is not None and op.name in _CLAMPS:
-            op = self._made(block, op.ins[0])
-        between = [part for part in op.ins if self._carries(block, part, entry, 1)] if op else []
+            op = self._producing_op(block, op.ins[0])
+        between = [part for part in op.ins if self._is_stream(block, part, entry, 1)] if op else []
         if len(between) != 1 or between[0] == entry:
             return None
         for call in self._trace.calls:
@@ -378,11 +385,11 @@ class _TraceReader:
                 return _hook_point(call, "input", call.ins[0])
         return None
 
-    def _project(self, call: Call, block: ModelBlock) -> None:
+    def _find_projections(self, call: Call, block: ModelBlock) -> None:
         """Find the projections of the queries, keys and values of a block's attention."""
         projections: list[tuple[str, Call]] = []
         for name, (key, _) in _attention_inputs(self._trace, call).items():
-            roots = self._roots(call, key)
+            roots = self._last_linears(call, key)
             if len(roots) == 1:
                 projections.append((name, roots.pop()))
         if projections:
@@ -409,13 +416,13 @@ class _TraceReader:
                 heads = Heads(width // tensor.shape[-1], tensor.shape[-1], "before" if rotated else "none")
                 block.parts[name] = _hook_point(source, "output", source.outs[0], features)
                 block.heads[name] = heads
-                if rotated and name != "v" and _fused(coded_trace, call):
+                if rotated and name != "v" and _is_fused(coded_trace, call):
                     side: Literal["query", "key"] = "query" if name == "q" else "key"
                     shape = (*spec.shape[:-1], width)
                     block.parts[f"{name}_rot"] = HookPoint(call.path, side, None, shape, spec.dtype)
                     block.heads[f"{name}_rot"] = replace(heads, rotary="after")
 
-    def _roots(self, block: Call, key: TensorKey) -> set[Call]:
+    def _last_linears(self, block: Call, key: TensorKey) -> set[Call]:
         """The last linear maps of a block on the way to a tensor."""
         visited: set[TensorKey] = set()
         roots: set[Call] = set()
@@ -425,11 +432,11 @@ class _TraceReader:
             if key in visited:
                 continue
             visited.add(key)
-            source = next((call for call in self._calls(block, key) if _linear_like(call)), None)
+            source = next((call for call in self._producing_calls(block, key) if _is_linear_like(call)), None)
             if source is not None:
                 roots.add(source)
                 continue
-            op = self._made(block, key)
+            op = self._producing_op(block, key)
             if op is not None:
                 pending += op.ins
         return roots
@@ -446,7 +453,7 @@ def _hook_point(
     return HookPoint(call.path, side, slot, shape, spec.dtype, features, call.number)
 
 
-def _ends(call: Call) -> tuple[_Item, _Item] | None:
+def _input_and_output(call: Call) -> tuple[_Item, _Item] | None:
     """A call's first input ``[batch, token, dim]``, and its first result of the same shape."""
     entry = next((item for item in call.ins if item[2].ndim == 3 and item[2].dtype.is_floating_point), None)
     if entry is None:
@@ -455,11 +462,8 @@ def _ends(call: Call) -> tuple[_Item, _Item] | None:
     return None if leaving is None else (entry, leaving)
 
 
-def _norm_like(call: Call) -> bool:
-    """Whether a call is a norm or another elementwise map:
-
-    the shape is kept and all parameters are vectors.
-    """
+def _is_norm_like(call: Call) -> bool:
+    """Whether a call looks like a norm: it keeps the shape, and all its parameters are vectors."""
     if not call.leaf or not call.ins or not call.outs or call.ins[0][1] == call.outs[0][1]:
         return False
     parameters = list(call.module.parameters(recurse=False))
@@ -468,7 +472,7 @@ def _norm_like(call: Call) -> bool:
     return (vectors or (named and not parameters)) and call.ins[0][2].shape == call.outs[0][2].shape
 
 
-def _linear_like(call: Call) -> bool:
+def _is_linear_like(call: Call) -> bool:
     """Whether a call multiplies by a matrix: a linear map, or GPT-2's convolution of width 1."""
     if not call.leaf or not call.ins or not call.outs or not call.ins[0][2].dtype.is_floating_point:
         return False
@@ -476,16 +480,16 @@ def _linear_like(call: Call) -> bool:
     return isinstance(weight, torch.Tensor) and weight.ndim == 2 and call.outs[0][2].ndim >= 2
 
 
-def _attention(op: Op) -> bool:
+def _computes_attention(op: Op) -> bool:
     softmax = op.name in ("aten::_softmax", "aten::_safe_softmax") and op.specs[0].ndim == 4
     return softmax or is_attention(op.name)
 
 
 def _first_attention(trace: Trace, block: Call) -> int | None:
-    return next((at for at in range(block.start, block.end) if _attention(trace.ops[at])), None)
+    return next((at for at in range(block.start, block.end) if _computes_attention(trace.ops[at])), None)
 
 
-def _fused(trace: Trace, block: Call) -> bool:
+def _is_fused(trace: Trace, block: Call) -> bool:
     """Whether a block computes attention in one operation."""
     at = _first_attention(trace, block)
     return at is not None and "scaled_dot_product" in trace.ops[at].name

@@ -24,7 +24,7 @@ from .codes import N_SEQUENCES
 from .sites import SiteMenu
 
 MODEL_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What models raise for inputs that they do not support."""
+"""Exceptions that models raise for unsupported inputs."""
 HEAD = 16
 """Number of inputs to encode for a dry run: enough that one of them is not empty."""
 _N_TOKENS = 8

@@ -59,7 +59,7 @@ class CapturedSite:
     ----------
     name : str
     axis : str
-        What its rows are.
+        The axis of its rows.
     labels : tuple of int
         Layer labels, ascending.
     hook_points : tuple of HookPoint
@@ -88,7 +88,7 @@ class CapturedSite:
 
 @dataclass
 class _Entry:
-    """A site that the model has, with all its layers."""
+    """A site of the model, with all its layers."""
 
     hook_points: dict[int, HookPoint]
     what: str
@@ -99,7 +99,7 @@ class _Entry:
 
 
 class SiteMenu:
-    """The sites that a model has.
+    """The sites of a model.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ class SiteMenu:
         Raises
         ------
         NotFoundError
-            For a missing site or layer, with those that exist.
+            For a missing site or layer. The message lists those that exist.
         InvalidInputError
             For invalid names, or tensors without rows.
         """
@@ -171,9 +171,9 @@ class SiteMenu:
         """The entries that a name stands for, and the labels that it selects, or None."""
         if name in self._entries:
             return [(name, None)]
-        of_streams = [f"{stream}.{name}" for stream in self._streams if f"{stream}.{name}" in self._entries]
-        if of_streams:
-            return [(site, None) for site in of_streams]
+        by_stream = [f"{stream}.{name}" for stream in self._streams if f"{stream}.{name}" in self._entries]
+        if by_stream:
+            return [(site, None) for site in by_stream]
         alias = self._alias(name)
         if alias is not None:
             return [alias]
@@ -197,7 +197,7 @@ class SiteMenu:
         if match[3] == "post" and ("normalized" in name) != ((match[1] or "") in self._post_norm):
             other = name.replace("hook_normalized_", "hook_") if "normalized" in name else None
             raise InvalidInputError(
-                f"{name}: the model passes on no such tensor",
+                f"{name}: the model's blocks do not return this tensor",
                 hint=f"{other or name.replace('hook_', 'hook_normalized_')} is the block's output",
             )
         if match[4] is not None and match[4].endswith("hook_pattern"):
@@ -345,7 +345,7 @@ class SiteMenu:
 
 @dataclass(frozen=True)
 class _SiteLayers:
-    """Layers requested for one site in particular."""
+    """Layers requested for one site only."""
 
     layers: Any
 

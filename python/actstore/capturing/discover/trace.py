@@ -115,7 +115,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._same.get(key, key)
 
     def _serial(self, tensor: torch.Tensor) -> int:
-        """The number of a tensor's storage. An address is no such number, since it may be reused."""
+        """The number of a tensor's storage. An address does not identify it, since addresses are reused."""
         storage = tensor.untyped_storage()
         address = storage._cdata
         known = self._storages.get(address)

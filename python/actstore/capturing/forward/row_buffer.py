@@ -161,20 +161,20 @@ class RowBuffer:
         """Store rows of one layer, which are on the CPU."""
         target = self.targets[t]
         positions = sink.positions(target)
-        into = self._arrays[t][:, layer]
+        destination = self._arrays[t][:, layer]
         runs = sink.runs(target.site.axis) if target.pool is None and target.axis != EXAMPLES else None
         if runs is not None:
             done = 0
             for run in runs:
                 n = run.stop - run.start
-                into[run.at : run.at + n] = rows[done : done + n]
+                destination[run.at : run.at + n] = rows[done : done + n]
                 done += n
         elif target.pool is None:
-            into.index_copy_(0, positions, rows)
+            destination.index_copy_(0, positions, rows)
         elif target.pool == "max":
-            np.maximum.at(into.numpy(), positions.numpy(), rows.numpy())
+            np.maximum.at(destination.numpy(), positions.numpy(), rows.numpy())
         else:
-            into.index_add_(0, positions, rows.to(into.dtype))
+            destination.index_add_(0, positions, rows.to(destination.dtype))
         if not _finite(rows):
             self._count(t, layer, rows, positions)
 
@@ -182,9 +182,9 @@ class RowBuffer:
         self, t: int, layer: int, sink: "_BatchSink", padded: torch.Tensor, runs: Sequence["_RowRun"]
     ) -> None:
         """Store long runs of a padded ``[batch, token, dim]``, without gathering them first."""
-        into = self._arrays[t][:, layer]
+        destination = self._arrays[t][:, layer]
         for run in runs:
-            into[run.at : run.at + run.stop - run.start] = padded[run.piece, run.start : run.stop]
+            destination[run.at : run.at + run.stop - run.start] = padded[run.piece, run.start : run.stop]
         if not _finite(padded):  # Only the padding may be non-finite.
             rows = torch.cat([padded[run.piece, run.start : run.stop] for run in runs])
             self._count(t, layer, rows, sink.positions(self.targets[t]))
@@ -265,7 +265,7 @@ class _BatchSink:
         if buffer.transfer is None or rows.device.type == "cpu":
             buffer.store_rows(t, layer, self, rows.cpu())
         else:
-            buffer.transfer.send(rows, lambda here: buffer.store_rows(t, layer, self, here))
+            buffer.transfer.send(rows, lambda host_rows: buffer.store_rows(t, layer, self, host_rows))
 
     def _check_length(self, target: Target, tensor: torch.Tensor) -> None:
         axis = target.site.axis

@@ -43,18 +43,18 @@ class Transfer:
         n_bytes = rows.numel() * rows.element_size()
         if buffer.numel() < n_bytes:
             buffer = torch.empty(n_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)
-        here = buffer[:n_bytes].view(rows.dtype).view(rows.shape)
+        host_rows = buffer[:n_bytes].view(rows.dtype).view(rows.shape)
         stream = self._streams.get(rows.device)
         if stream is None:
             stream = self._streams[rows.device] = torch.cuda.Stream(rows.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(rows.device))
         with torch.cuda.stream(stream):
-            here.copy_(rows, non_blocking=True)
+            host_rows.copy_(rows, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(stream)
         # The allocator must not reuse the memory while the copy reads it.
         rows.record_stream(stream)
-        self._in_flight.put((buffer, here, arrived, deliver))
+        self._in_flight.put((buffer, host_rows, arrived, deliver))
 
     def drain(self) -> None:
         """Wait until everything sent is delivered.
@@ -83,12 +83,12 @@ class Transfer:
             try:
                 if item is None:
                     return
-                buffer, here, arrived, deliver = item
+                buffer, host_rows, arrived, deliver = item
                 try:
                     arrived.synchronize()
                     if self._error is None:
                         with torch.inference_mode():
-                            deliver(here)
+                            deliver(host_rows)
                 finally:
                     self._free.put(buffer)
             except BaseException as error:

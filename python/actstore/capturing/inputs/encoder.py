@@ -67,7 +67,7 @@ class Encoder:
     ------
     InvalidInputError
         For a length that the model does not support, a stride longer than the room for content, a chat
-        without a template, and an invalid `keep`.
+        without a template, or an invalid `keep`.
     """
 
     def __init__(
@@ -222,13 +222,13 @@ class Encoder:
 
     # ---- examples ----
 
-    def _one_stream(self, one: Input, whole: Tokenized) -> Example:
-        windows = self._windows(whole)
-        pieces = [Piece(whole.take(w).inputs, {"tokens": w.rows}) for w in windows if len(w.rows)]
-        # The windows of a stride together store each token once and in order: the rows of the whole.
-        stored = whole if len(windows) > 1 else whole.take(windows[0])
+    def _one_stream(self, one: Input, tokenized: Tokenized) -> Example:
+        windows = self._windows(tokenized)
+        pieces = [Piece(tokenized.take(w).inputs, {"tokens": w.rows}) for w in windows if len(w.rows)]
+        # Together, the windows of a stride store positions token once and in order.
+        stored = tokenized if len(windows) > 1 else tokenized.take(windows[0])
         return Example(
-            one.id, one.text, one.columns, pieces, {"tokens": _columns(stored)}, len(whole) - len(stored)
+            one.id, one.text, one.columns, pieces, {"tokens": _columns(stored)}, len(tokenized) - len(stored)
         )
 
     def _two_streams(self, inputs: Sequence[Input], sources: list[Tokenized]) -> list[Example]:
@@ -236,12 +236,12 @@ class Encoder:
         targets = iter(tokenize(self._required_tokenizer(), texts, target=True) if texts else ())
         nothing = np.zeros(0, np.int64)
         examples = []
-        for one, whole in zip(inputs, sources, strict=True):
+        for one, tokenized in zip(inputs, sources, strict=True):
             target = Tokenized({"input_ids": nothing}, nothing.astype(bool), nothing.astype(bool))
             if one.target is not None:
                 target = next(targets)
-            encoder, labels = self._truncate(whole), self._truncate(target)
-            n_cut = len(whole) + len(target) - len(encoder) - len(labels)
+            encoder, labels = self._truncate(tokenized), self._truncate(target)
+            n_cut = len(tokenized) + len(target) - len(encoder) - len(labels)
             decoder = labels.shifted_right(self._decoder_start())
             if not len(encoder):  # Without an encoder output the decoder has no rows either.
                 decoder = decoder.take(StrideWindow(nothing, nothing))
@@ -253,21 +253,21 @@ class Encoder:
             examples.append(Example(one.id, one.text, one.columns, pieces, columns, n_cut))
         return examples
 
-    def _truncate(self, whole: Tokenized) -> Tokenized:
-        (window,) = self._windows(whole)
-        return whole.take(window)
+    def _truncate(self, tokenized: Tokenized) -> Tokenized:
+        (window,) = self._windows(tokenized)
+        return tokenized.take(window)
 
-    def _windows(self, whole: Tokenized) -> list[StrideWindow]:
+    def _windows(self, tokenized: Tokenized) -> list[StrideWindow]:
         """The sequences for the model; more than one only with a stride."""
-        if self.max_length is None or len(whole) <= self.max_length:
-            every = np.arange(len(whole))
-            return [StrideWindow(every, every)]
-        head, tail = whole.ends
+        if self.max_length is None or len(tokenized) <= self.max_length:
+            positions = np.arange(len(tokenized))
+            return [StrideWindow(positions, positions)]
+        head, tail = tokenized.ends
         if self.max_length <= head + tail:
             raise InvalidInputError(_no_room(self.max_length, head + tail))
         if self.stride is None:
-            return [truncated(len(whole), head, tail, self.max_length, self._side)]
-        return strided(len(whole), head, tail, self.max_length, self.stride)
+            return [truncated(len(tokenized), head, tail, self.max_length, self._side)]
+        return strided(len(tokenized), head, tail, self.max_length, self.stride)
 
     # ---- checks ----
 

@@ -53,11 +53,11 @@ class ReadyBatch:
 
 def batch_size(batch: Mapping[str, Any]) -> int:
     """The number of examples in a ready batch."""
-    lead = _lead(batch)
-    value = batch[lead]
+    main_key = _main_key(batch)
+    value = batch[main_key]
     if not hasattr(value, "__len__") or isinstance(value, str | bytes):
-        raise InvalidInputError(f"ready batch: {lead} is {value!r:.60}, not an array [B, ...]")
-    return 1 if _is_single(value, lead) else len(value)
+        raise InvalidInputError(f"ready batch: {main_key} is {value!r:.60}, not an array [B, ...]")
+    return 1 if _is_single(value, main_key) else len(value)
 
 
 def ready_batch(batch: Mapping[str, Any], position: int) -> ReadyBatch:
@@ -69,23 +69,23 @@ def ready_batch(batch: Mapping[str, Any], position: int) -> ReadyBatch:
     Raises
     ------
     InvalidInputError, ShapeError
-        With the key that does not fit.
+        If a value does not fit. The message names its key.
     """
-    lead = _lead(batch)
+    main_key = _main_key(batch)
     what = f"ready batch at example {position}"
     if batch_size(batch) == 0:
         raise InvalidInputError(f"{what} has no examples", hint="leave it out")
-    single = _is_single(batch[lead], lead)
+    single = _is_single(batch[main_key], main_key)
     rows_by_key = {
         key: _rows([value] if single else value, f"{what}: {key}")
         for key, value in batch.items()
         if value is not None
     }
-    out = ReadyBatch(position, len(rows_by_key[lead]), {}, {}, [], None, None, {})
+    out = ReadyBatch(position, len(rows_by_key[main_key]), {}, {}, [], None, None, {})
     for key, rows in rows_by_key.items():
         name = f"{what}: {key}"
         if len(rows) != out.n:
-            raise ShapeError(f"{name} has {len(rows)} rows, {lead} has {out.n}")
+            raise ShapeError(f"{name} has {len(rows)} rows, {main_key} has {out.n}")
         if key == "pixel_values":
             out.images.extend(pixel_values(row, f"{name}[{i}]") for i, row in enumerate(rows))
         elif key == "id":
@@ -214,7 +214,8 @@ def _mask_of(batch: ReadyBatch, key: str, i: int) -> NDArray[np.bool_] | None:
 # ---- splitting a batch ----
 
 
-def _lead(batch: Mapping[str, Any]) -> str:
+def _main_key(batch: Mapping[str, Any]) -> str:
+    """The key of the model's main input: token ids or pixel values."""
     if "inputs_embeds" in batch:
         raise InvalidInputError(
             "ready batch: inputs_embeds are not supported, since a store records the token id of each row",
@@ -227,11 +228,11 @@ def _lead(batch: Mapping[str, Any]) -> str:
     return "input_ids" if "input_ids" in batch else "pixel_values"
 
 
-def _is_single(value: Any, lead: str) -> bool:
+def _is_single(value: Any, main_key: str) -> bool:
     """Whether the batch axis is missing."""
     if isinstance(value, list | tuple):
         return bool(value) and isinstance(value[0], int | np.integer)
-    return len(getattr(value, "shape", ())) == {"input_ids": 1, "pixel_values": 3}[lead]
+    return len(getattr(value, "shape", ())) == {"input_ids": 1, "pixel_values": 3}[main_key]
 
 
 def _rows(value: Any, what: str) -> list[Any]:
@@ -280,9 +281,11 @@ def _check_lengths(batch: ReadyBatch, what: str) -> None:
     for key, rows in (batch.tokens | batch.masks).items():
         if key == "labels":
             continue
-        lead = "decoder_input_ids" if key.startswith("decoder_") else "input_ids"
-        for i, (row, first) in enumerate(zip(rows, batch.tokens.get(lead, []), strict=False)):
+        main_key = "decoder_input_ids" if key.startswith("decoder_") else "input_ids"
+        for i, (row, first) in enumerate(zip(rows, batch.tokens.get(main_key, []), strict=False)):
             if len(row) != len(first):
-                raise ShapeError(f"{what}: {key} of row {i} has {len(row)} tokens, {lead} has {len(first)}")
-        if rows and lead not in batch.tokens:
-            raise InvalidInputError(f"{what}: {key} without {lead}")
+                raise ShapeError(
+                    f"{what}: {key} of row {i} has {len(row)} tokens, {main_key} has {len(first)}"
+                )
+        if rows and main_key not in batch.tokens:
+            raise InvalidInputError(f"{what}: {key} without {main_key}")

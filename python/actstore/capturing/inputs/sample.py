@@ -52,7 +52,7 @@ class Sample:
         sampled, example = self._encoded.pop(one.position, (None, None))
         if sampled is None or example is None:
             return None
-        # A source may give something else when it is iterated again. The columns are only complete then.
+        # The source may yield another input in its second iteration, and only then are the columns complete.
         if replace(sampled, columns=one.columns) != one:
             return None
         return replace(example, columns=one.columns)

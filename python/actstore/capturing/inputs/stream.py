@@ -238,10 +238,10 @@ class InputStream(Iterable["Input | ReadyBatch"]):
                 continue
             keys = batch.tokens.keys() | batch.masks.keys()
             if keys != (expected := self._batch_keys or keys):
-                odd = sorted(keys ^ expected)[0]
+                unshared = sorted(keys ^ expected)[0]
                 raise InvalidInputError(
-                    f"ready batches differ: not all of them have {odd!r}, for instance the batch at example "
-                    f"{batch.position}",
+                    f"ready batches differ: not all of them have {unshared!r}, for instance the batch at "
+                    f"example {batch.position}",
                     hint="all batches must have the same keys",
                 )
             self._batch_keys = expected
@@ -278,7 +278,7 @@ class InputStream(Iterable["Input | ReadyBatch"]):
         if self._by_range:
             first, stop = self._range()
             return len(self._source), stop - first
-        # A text file of the command line is not a sequence, but knows its length.
+        # A text file of the command line is not a sequence, but has a length.
         total = (
             len(self._source)
             if hasattr(self._source, "__len__")

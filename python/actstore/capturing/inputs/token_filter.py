@@ -25,7 +25,7 @@ _WORD = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 MaskFunction = Callable[[Example, int, str, int], NDArray[np.bool_]]
-"""From an example, its position in the input, an axis and the axis's number to a mask ``[n_rows]``."""
+"""Maps an example, its position in the input, an axis and the axis's number to a mask ``[n_rows]``."""
 
 
 class TokenFilter:
@@ -43,8 +43,8 @@ class TokenFilter:
     Attributes
     ----------
     is_mask : bool
-        Whether a function or masks choose the rows of each example, so that the identity cannot express
-        which.
+        Whether a function or masks choose the rows of each example, so that the identity cannot
+        record the choice.
 
     Raises
     ------

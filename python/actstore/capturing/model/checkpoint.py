@@ -51,7 +51,7 @@ def resolve_location(name: str) -> tuple[str, str]:
     Raises
     ------
     NotFoundError, InvalidInputError
-        If no model can have this name.
+        If the name is not that of a folder, a package or a model on the hub.
     """
     if name.startswith(PACKAGE):
         return _package_folder(name.removeprefix(PACKAGE)), name
@@ -124,7 +124,7 @@ def model_file(location: str, options: LoadOptions, file: str) -> str | None:
             _raise_exceptions_for_gated_repo=False,
             **revision,
         )
-    except OSError:  # The hub has no such model. Loading its config reports that.
+    except OSError:  # The hub does not have the model; loading its config raises the error.
         return None
     return None if path is None else str(path)
 

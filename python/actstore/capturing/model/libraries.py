@@ -54,7 +54,7 @@ def device_named(device: Any) -> Any:
 
 
 def torch_float_dtype(dtype: Any) -> Any:
-    """A floating-point torch dtype, by name or as it is. None stays None.
+    """The floating-point torch dtype for a name or a torch dtype; None for None.
 
     Raises
     ------

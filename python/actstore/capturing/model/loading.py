@@ -47,7 +47,7 @@ class Loaded:
     model : torch.nn.Module
         The module whose ``forward`` is called. For a SentenceTransformer, its transformer.
     tokenizer, image_processor : object or None
-        Those of transformers, if the model has them.
+        Objects of transformers; None if the model has none.
     name : str
         A name, an absolute path or ``package:NAME`` that loads the model again. Empty if unknown.
     max_length : int or None

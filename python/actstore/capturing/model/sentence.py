@@ -61,7 +61,7 @@ class SentenceConfig:
 
 
 def sentence_config(read: ReadJson, name: str) -> SentenceConfig | None:
-    """Read the configuration from a model's files. Returns None if it is no SentenceTransformer.
+    """Read the configuration from a model's files. Returns None if it is not a SentenceTransformer.
 
     Raises
     ------
@@ -82,8 +82,8 @@ def sentence_config(read: ReadJson, name: str) -> SentenceConfig | None:
     pool = None
     if "Pooling" in kinds:
         pool = _pooling(read(f"{folders[kinds.index('Pooling')]}/config.json"))
-    outer = read("config_sentence_transformers.json")
-    prompts, prompt = _prompts(outer if isinstance(outer, dict) else {})
+    model_settings = read("config_sentence_transformers.json")
+    prompts, prompt = _prompts(model_settings if isinstance(model_settings, dict) else {})
     return SentenceConfig(
         folder=folders[0],
         max_length=_length(settings.get("max_seq_length")),
@@ -96,7 +96,7 @@ def sentence_config(read: ReadJson, name: str) -> SentenceConfig | None:
 
 
 def is_sentence_transformer(model: object) -> bool:
-    """Whether an object is a SentenceTransformer. Imports nothing: whoever has one has imported its class."""
+    """Whether an object is a SentenceTransformer, without importing it: an instance implies the import."""
     module = sys.modules.get("sentence_transformers")
     return module is not None and isinstance(model, getattr(module, "SentenceTransformer", ()))
 

@@ -69,7 +69,7 @@ class GroupStream(Iterator[InputGroup]):
     def skip(self, n: int, digest: bytes) -> tuple[int, bytes]:
         """Skip `n` examples.
 
-        They are not encoded, unless masks filter their rows, since then the hash includes the rows.
+        They are not encoded, unless masks select their rows: the hash then includes the rows.
 
         Parameters
         ----------

@@ -46,7 +46,7 @@ class Interrupts:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """In this context a signal raises `Stopped`: it may take long, and stopping it loses nothing."""
+        """In this context, a signal raises `Stopped`: the wait may be long, and ending it loses nothing."""
         if self.pending is not None:
             raise Stopped
         self._waiting = True

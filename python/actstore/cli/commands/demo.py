@@ -143,7 +143,7 @@ def _capture(path: str, texts: Sequence[tuple[str, str]]) -> Store:
         if str(error).startswith("resume:"):
             raise InvalidInputError(
                 f"{path} was made from other docstrings or another model: {error}",
-                hint="remove it, or give another -o",
+                hint="remove it, or choose another path with -o",
             ) from error
         raise
 
@@ -164,7 +164,7 @@ def _open_existing(path: str, n_texts: int) -> Store | None:
     ours = isinstance(model, dict) and model.get("name_or_path") == MODEL and "text" in store.examples
     if not ours or "resid" not in store or store["resid"].axis != EXAMPLES:
         store.close()
-        raise InvalidInputError(f"{path} is a store, but not the demo's", hint="give another -o")
+        raise InvalidInputError(f"{path} is a store, but not the demo's", hint="choose another path with -o")
     if store.n_examples < n_texts:
         store.close()
         return None

@@ -19,7 +19,11 @@ def add(commands: Commands) -> None:
         "nothing. The exit status is 1 if dump would refuse to start.",
     )
     parser.add_argument(
-        "-o", "--out", default=".", metavar="STORE", help="where the store would be (default: here)"
+        "-o",
+        "--out",
+        default=".",
+        metavar="STORE",
+        help="path of the planned store (default: the current folder)",
     )
     add_arguments(parser)
     parser.set_defaults(run=run, parser=parser)

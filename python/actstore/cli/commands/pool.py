@@ -8,7 +8,7 @@ from ...ops.pool import KINDS, MIXES, ON_EMPTY
 from ...site import Site
 from ...store import Store
 from ...store import open as open_store
-from ...updating import unfinished, update
+from ...updating import incomplete_artifacts, update
 from ..args import Commands, add_json, add_layers, add_threads, usage_error
 from ..render.formatting import label_ranges
 from ..terminal import ProgressBar, print_json
@@ -95,7 +95,7 @@ def _update(args: argparse.Namespace) -> list[str]:
     if any(value is not None for value in options):
         usage_error(args, "--update uses the recipes in the store: it takes no SITE and no pooling options")
     with open_store(args.store) as store:
-        names = unfinished(store, None if args.out is None else [args.out])
+        names = incomplete_artifacts(store, None if args.out is None else [args.out])
         derived = store.info()["derived"]
         row_bytes = [_row_bytes(store[derived[name]["recipe"]["source"]]) for name in names]
     for name, unit in zip(names, row_bytes, strict=True):

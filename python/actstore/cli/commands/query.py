@@ -1,4 +1,4 @@
-"""``actstore query``: find what in a store is most similar to a text, an example or a vector."""
+"""``actstore query``: rank examples or rows by similarity to a text, an example or a vector."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -43,12 +43,12 @@ def add(commands: Commands) -> None:
     """Declare the command."""
     parser = commands.add_parser(
         "query",
-        help="find what in a store is most similar to a text, an example or a vector",
+        help="rank the examples or rows of a store by similarity to a text, an example or a vector",
         description="Rank the examples of a store, or with --tokens its rows, by similarity to a text, to "
         "an example or to the vectors of a .npy file. A text is embedded by the model that the store was "
         "captured with, at the same site and layer; the model is found by its name and checked by its hash. "
-        "With several layers, --combine says how their scores become one. With --maxsim, each token of the "
-        "query is matched with the best token of each example, and these scores are summed (late "
+        "With several layers, --combine selects how their scores are combined. With --maxsim, each token of "
+        "the query is matched with the best token of each example, and these scores are summed (late "
         "interaction).",
     )
     parser.add_argument("store", help="a store or a folder of parts")
@@ -82,7 +82,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--metric", choices=METRICS, default="cos", help="similarity (default: cos)")
     parser.add_argument(
-        "--whiten", metavar="NAME", help="score whitened vectors, with a whitener of 'actstore whiten'"
+        "--whiten", metavar="NAME", help="score whitened vectors, with a whitener saved by 'actstore whiten'"
     )
     parser.add_argument(
         "--explain",
@@ -96,7 +96,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
-        help="text to put before the query (default: the model's own query prompt, else the store's)",
+        help="text to prepend to the query (default: the model's own query prompt, else the store's)",
     )
     add_device(parser)
     add_trust_remote_code(parser)

@@ -52,7 +52,11 @@ def add(commands: Commands) -> None:
         help="run N random examples through the model that the store was captured with, and compare",
     )
     parser.add_argument(
-        "--seed", type=natural, default=0, metavar="N", help="seed that picks the examples (default: 0)"
+        "--seed",
+        type=natural,
+        default=0,
+        metavar="N",
+        help="seed of the random choice of examples (default: 0)",
     )
     add_device(parser)
     add_trust_remote_code(parser)

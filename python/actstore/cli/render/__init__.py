@@ -1,1 +1,1 @@
-"""How the commands present their results: lines of text, charts and images."""
+"""The presentation of results: lines of text, charts and images."""

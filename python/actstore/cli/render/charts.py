@@ -40,7 +40,7 @@ class InspectCharts:
         Parameters
         ----------
         report : dict
-            What ``actstore inspect --json`` prints.
+            The report that ``actstore inspect --json`` prints.
         histogram : bool
             Whether to draw full histograms instead of sparklines.
         """
@@ -137,15 +137,15 @@ class InspectCharts:
             right = "".join(self._level(count, peak) for count in bins["positive"])
             middle = self._bar_line + self._level(tiny, peak) + self._bar_line
             yield f"  {layer['layer']:>{label}}  {left}{middle}{right}".rstrip()
-        outer = power_of_two(high + 1)
-        inner = power_of_two(low)
-        sides = f"-{outer}".ljust(n), outer.rjust(n)
-        if n >= 2 * len(inner) + len(outer) + 4:
+        high_edge = power_of_two(high + 1)
+        low_edge = power_of_two(low)
+        sides = f"-{high_edge}".ljust(n), high_edge.rjust(n)
+        if n >= 2 * len(low_edge) + len(high_edge) + 4:
             sides = (
-                f"-{outer}" + f"-{inner}".rjust(n - len(outer) - 1),
-                inner + outer.rjust(n - len(inner)),
+                f"-{high_edge}" + f"-{low_edge}".rjust(n - len(high_edge) - 1),
+                low_edge + high_edge.rjust(n - len(low_edge)),
             )
-        if n >= len(outer) + 1:
+        if n >= len(high_edge) + 1:
             yield f"  {'':>{label}}  {sides[0]} 0 {sides[1]}"
 
     def _level(self, count: int, peak: int) -> str:
@@ -161,12 +161,14 @@ class InspectCharts:
         exponents = histogram["exponents"]
         high = max(exponents, default=0)
         low = max(min(exponents, default=0), high - _MAX_BINS + 1)
-        minus, plus = (_clipped_counts(histogram, sign, low, high) for sign in ("negative", "positive"))
-        peak = max(*minus, *plus, histogram["tiny"], 1)
+        negative, positive = (
+            _clipped_counts(histogram, sign, low, high) for sign in ("negative", "positive")
+        )
+        peak = max(*negative, *positive, histogram["tiny"], 1)
         room = max(4, (self.width - 2 - 9 - 2 * 10) // 2)
         yield f"  {'below':>9}  {'negative':<{room + 8}}  positive"
         for e in range(high, low - 1, -1) if exponents else ():
-            a, b = minus[e - low], plus[e - low]
+            a, b = negative[e - low], positive[e - low]
             bars = [f"{percent(x / values):>6}  {self._bar(x / peak, room - 2)}" for x in (a, b)]
             yield f"  {power_of_two(e + 1):>9}  {bars[0]:<{room + 8}}  {bars[1]}".rstrip()
         if low > min(exponents, default=0):

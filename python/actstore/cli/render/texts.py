@@ -130,10 +130,10 @@ def stored_tokenizer(identity: Mapping[str, Any]) -> Any | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            place, _ = resolve_location(name)
+            location, _ = resolve_location(name)
             options = {} if revision is None else {"revision": revision}
-            auto = importlib.import_module("transformers").AutoTokenizer
-            return auto.from_pretrained(place, local_files_only=True, **options)
+            auto_tokenizer = importlib.import_module("transformers").AutoTokenizer
+            return auto_tokenizer.from_pretrained(location, local_files_only=True, **options)
     except Exception:  # transformers is missing, or the tokenizer is missing or unreadable.
         return None
 

@@ -24,7 +24,7 @@ from ..safetensors import TensorsReader
 from .source import ImportedWhitener, ImportSource, ReadRows, choose_sites
 
 _ABSENT: tuple[str, tuple[int, ...]] = ("nothing", ())
-"""Stands for the dtype and shape of a tensor that a file lacks, in error messages."""
+"""The dtype and shape in error messages for a tensor that a file lacks."""
 
 
 def from_export(folder: str, sites: Sequence[str] | None, to: str | None) -> ImportSource:
