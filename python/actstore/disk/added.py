@@ -22,20 +22,27 @@ class AddedColumn:
 
 
 @dataclass(frozen=True)
-class ColumnCoverage:
-    """An added column over all parts: how many rows it has."""
+class Coverage:
+    """How much of its axis a column or a derived site covers, over all parts."""
 
-    dtype: str
-    fill: Any
     covers: int
     n_rows: int
+    """The rows of the axis."""
     conflict: str | None
     """The difference between the parts; None if they agree."""
 
     @property
     def usable(self) -> bool:
-        """Whether it has every row of its axis, with the same dtype in all parts."""
+        """Whether it has every row of its axis, and all parts agree on it."""
         return self.conflict is None and self.covers == self.n_rows
+
+
+@dataclass(frozen=True)
+class ColumnCoverage(Coverage):
+    """An added column over all parts."""
+
+    dtype: str
+    fill: Any
 
 
 def parse_added(attributes: str, where: str) -> tuple[bool, Any]:
@@ -82,5 +89,5 @@ def column_coverage(
         if len(dtypes) > 1:
             conflict = " and ".join(f"{dtype} in {path}" for dtype, path in dtypes.items())
         total = sum(n_rows for _, n_rows, *_ in parts)
-        out[name] = ColumnCoverage(next(iter(dtypes)), fill, covers, total, conflict)
+        out[name] = ColumnCoverage(covers, total, conflict, next(iter(dtypes)), fill)
     return out

@@ -9,6 +9,7 @@ from typing import Any
 from .. import _native
 from ..base.lazy import lazy
 from ..errors import InvalidInputError, NotFoundError, StorageError
+from .added import Coverage
 from .columns import Columns
 from .layout import EXAMPLES, SiteLayout
 from .location import find_parts
@@ -23,21 +24,11 @@ class Handle:
 
 
 @dataclass(frozen=True)
-class Coverage:
-    """A derived site over all parts: how it is computed, and how many rows it has."""
+class DerivedCoverage(Coverage):
+    """A derived site over all parts."""
 
     site: Derived
     """The description in the first part that has it."""
-    covers: int
-    n_rows: int
-    """The rows of its axis."""
-    conflict: str | None
-    """The difference between the parts; None if they agree."""
-
-    @property
-    def usable(self) -> bool:
-        """Whether it has every row of its axis, and all parts agree on it."""
-        return self.conflict is None and self.covers == self.n_rows
 
 
 class Snapshot:
@@ -99,7 +90,7 @@ class Snapshot:
             self._arrays[name] = _native.concat(arrays)
         return self._arrays[name]
 
-    def _coverage(self, name: str) -> Coverage:
+    def _coverage(self, name: str) -> DerivedCoverage:
         holders = [part for part in self.parts if name in part.derived]
         site = holders[0].derived[name]
         conflict = None
@@ -109,7 +100,8 @@ class Snapshot:
                 what, ours, theirs = differs
                 conflict = f"{what} is {ours!r} in {holders[0].path} and {theirs!r} in {part.path}"
         covers = sum(part.derived[name].rows for part in holders)
-        return Coverage(site, covers, sum(part.rows.get(site.axis, 0) for part in self.parts), conflict)
+        n_rows = sum(part.rows.get(site.axis, 0) for part in self.parts)
+        return DerivedCoverage(covers, n_rows, conflict, site)
 
     def recipe(self, name: str) -> dict[str, Any] | None:
         """The recipe of a derived site; None for a site whose rows were appended."""

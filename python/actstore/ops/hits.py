@@ -16,6 +16,7 @@ from ..base.tables import Table
 from ..base.text import count
 from ..disk.layout import EXAMPLES
 from ..errors import InvalidInputError, ShapeError, StorageError
+from ..rows.backend import Backend
 from ..rows.view import View
 from .explain import Explanation, explain_example
 from .scoring import Scoring
@@ -138,12 +139,7 @@ class Hits(Table):
     def ids(self) -> list[list[str | None]]:
         """The id of each hit's example, ``[nq][k]``; None where missing."""
         assert self._inputs is not None
-        examples, places = np.unique(self.examples, return_inverse=True)
-        n_missing = int(np.searchsorted(examples, 0))
-        names = np.empty(len(examples), object)
-        names[n_missing:] = self._inputs.view.backend.ids(examples[n_missing:])
-        ids: list[list[str | None]] = names[places.reshape(self.rows.shape)].tolist()
-        return ids
+        return ids_of(self._inputs.view.backend, self.examples)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -418,3 +414,13 @@ class Hits(Table):
     def __reduce__(self) -> tuple[Any, ...]:
         values = (self.scores, self.rows, self.layers, self.certificate, None, self._places, self.ids)
         return Hits, values
+
+
+def ids_of(backend: Backend, examples: NDArray[np.int64]) -> list[list[str | None]]:
+    """The ids of examples ``[n, k]``, given by number; None for -1. Each example is looked up once."""
+    numbers, places = np.unique(examples, return_inverse=True)
+    n_missing = int(np.searchsorted(numbers, 0))
+    names = np.empty(len(numbers), object)
+    names[n_missing:] = backend.ids(numbers[n_missing:])
+    ids: list[list[str | None]] = names[places.reshape(examples.shape)].tolist()
+    return ids

@@ -15,8 +15,8 @@ from ..base.text import count
 from ..errors import InvalidInputError
 from ..rows.backend import Backend
 from ..rows.view import View
-from .hits import Certificate
-from .scoring import Scoring, metric_name
+from .hits import Certificate, ids_of
+from .scoring import ON_NAN, Scoring, metric_name
 from .search import best_rows
 
 METRICS = ("l2", "cos")
@@ -85,13 +85,9 @@ class Neighbors(Table):
             )
         self._backend.check_open()
         found = self.rows >= 0
-        names = np.full(self.rows.shape, None, object)
-        examples, places = np.unique(self._backend.places(self.rows[found])[0], return_inverse=True)
-        own = np.empty(len(examples), object)
-        own[:] = self._backend.ids(examples)
-        names[found] = own[places]
-        ids: list[list[str | None]] = names.tolist()
-        return ids
+        examples = np.full(self.rows.shape, -1, np.int64)
+        examples[found] = self._backend.places(self.rows[found])[0]
+        return ids_of(self._backend, examples)
 
     def __getitem__(self, row: int) -> list[Neighbor]:
         if not is_int(row):
@@ -174,7 +170,7 @@ def neighbors(
     """
     k = check_k(k, "neighbors")
     metric = metric_name(metric, "neighbors", METRICS)
-    one_of(on_nan, ("raise", "skip"), "neighbors: on_nan")
+    one_of(on_nan, ON_NAN, "neighbors: on_nan")
     n, n_layers, dim = self.shape
     if not n_layers or not dim:
         raise InvalidInputError(f"neighbors: {self.full_name} has no layers or no dims to compare")

@@ -296,8 +296,7 @@ class Whitener(Estimator):
             When the rows have other layers, dims or dtypes.
         """
         self.check_fitted()
-        width = self.n_features_in_ if self.kind == "zca" else self.components_.shape[1]
-        return self._apply(X, self.n_features_in_, width, Whitener._whiten)
+        return self._apply(X, self.n_features_in_, self._n_features_out, Whitener._whiten)
 
     def inverse_transform(self, X: Any) -> Any:
         """Map whitened rows z back: mean + components^T (sqrt(variance + eps) z), without dropped directions.
@@ -318,8 +317,12 @@ class Whitener(Estimator):
             When the rows have other layers, dims or dtypes.
         """
         self.check_fitted()
-        width = self.n_features_in_ if self.kind == "zca" else self.components_.shape[1]
-        return self._apply(X, width, self.n_features_in_, Whitener._unwhiten)
+        return self._apply(X, self._n_features_out, self.n_features_in_, Whitener._unwhiten)
+
+    @property
+    def _n_features_out(self) -> int:
+        """The dim of whitened rows."""
+        return self.n_features_in_ if self.kind == "zca" else int(self.components_.shape[1])
 
     def fit_transform(self, X: Any, y: Any = None) -> Any:
         """``fit(X).transform(X)``."""

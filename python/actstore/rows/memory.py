@@ -138,7 +138,27 @@ class MemoryArray:
                 out[start:stop] = block[:, picked]
 
 
-class MemoryBackend(Backend):
+class _InMemory(Backend):
+    """A backend whose values are in memory, in `_array`."""
+
+    _array: MemoryArray
+
+    @property
+    def array(self) -> MemoryArray:
+        return self._array
+
+    @property
+    def native(self) -> NDArray[Any]:
+        return self._array.values
+
+    def check_open(self) -> None:
+        """Always open."""
+
+    def pieces(self) -> list[tuple[int, int]]:
+        return [(self._array.shape[0], self._array.chunk_rows)]
+
+
+class MemoryBackend(_InMemory):
     """Rows in memory.
 
     Parameters
@@ -190,22 +210,8 @@ class MemoryBackend(Backend):
             self.numbers = rows_array(self._rows)
 
     @property
-    def array(self) -> MemoryArray:
-        return self._array
-
-    @property
-    def native(self) -> NDArray[Any]:
-        return self._array.values
-
-    @property
     def recipe(self) -> dict[str, Any] | None:
         return self._recipe
-
-    def check_open(self) -> None:
-        """Always open."""
-
-    def pieces(self) -> list[tuple[int, int]]:
-        return [(self._array.shape[0], self._array.chunk_rows)]
 
     def whole(self) -> RowSet:
         n = len(self._rows)
@@ -265,7 +271,7 @@ class MemoryBackend(Backend):
         return MemoryBackend, (*arguments, columns, self._example_columns), True
 
 
-class MappedBackend(Backend):
+class MappedBackend(_InMemory):
     """New values ``[n, L, D']`` for the rows of a view, which keep their ids, examples and columns.
 
     Parameters
@@ -288,22 +294,8 @@ class MappedBackend(Backend):
         self._view, self._array, self._how = view, MemoryArray(values), how
 
     @property
-    def array(self) -> MemoryArray:
-        return self._array
-
-    @property
-    def native(self) -> NDArray[Any]:
-        return self._array.values
-
-    @property
     def recipe(self) -> dict[str, Any] | None:
         return None
-
-    def check_open(self) -> None:
-        """Always open."""
-
-    def pieces(self) -> list[tuple[int, int]]:
-        return [(self._array.shape[0], self._array.chunk_rows)]
 
     def whole(self) -> RowSet:
         rowset = self._view.rowset
