@@ -253,3 +253,25 @@ def test_each_text_is_tokenized_once(source: Any, memory_path: Path, monkeypatch
     tokenized.clear()
     actstore.embed(store, many[:300], model=loaded(bert(), own))
     assert sorted(tokenized) == sorted(many[:300])
+
+
+@pytest.mark.parametrize("name", ["embed", "embed_tokens", "recompute"])
+@pytest.mark.parametrize("store", ["run.act", Path("run.act"), 5, None], ids=str)
+def test_what_is_no_store(name: str, store: Any) -> None:
+    arguments = () if name == "recompute" else (["a cat"],)
+    with pytest.raises(actstore.InvalidInputError, match="expected an open Store, got") as caught:
+        getattr(actstore, name)(store, *arguments)
+    assert (caught.value.hint == "actstore.open(path)") == isinstance(store, str | Path)
+
+
+def test_a_pooling_is_checked_before_a_model_is_loaded(memory_path: Path) -> None:
+    store = actstore.capture(memory_path / "x.act", **of_text(bert(), texts=texts(3)), pool="cls")
+    assert store.identity["pool"] == "first"
+    for pool in ("", "modes", 0):
+        with pytest.raises(actstore.InvalidInputError, match="pool"):
+            actstore.embed(store, ["a cat"], pool=pool, model="/no/such/model")
+    first, mean = (
+        actstore.embed(store, ["a cat"], pool=pool, model=loaded(bert(), tokenizer())).read()
+        for pool in (None, "mean")
+    )
+    assert not np.allclose(first, mean)

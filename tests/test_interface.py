@@ -428,3 +428,24 @@ def test_importing_is_lazy() -> None:
         "assert callable(capture) and not {'torch', 'transformers', 'zarr'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- Bad arguments, alike for rows in memory and in a store ----
+
+
+def test_threads_are_checked(site: actstore.Site) -> None:
+    with pytest.raises(actstore.InvalidInputError, match="threads=-1: give 0 for all cores"):
+        site.read(threads=-1)
+
+
+def test_groups_by_a_column_that_is_not_there(site: actstore.Site) -> None:
+    """Both the columns of rows and those of examples are listed."""
+    wanted = r"no column 'no', it has: id; .* no column 'no', it has: (id, )?topic$"
+    with pytest.raises(actstore.NotFoundError, match=wanted):
+        site.moments(cov=False, by="no")
+
+
+def test_a_single_one_has_no_plural(site: actstore.Site) -> None:
+    one = site.select(layers=6, rows=[0])
+    assert repr(one.search(ROWS[0, 1], k=1)).startswith("Hits(1 query, k=1, of 1 row; ")
+    assert repr(one.neighbors(1)) == "Neighbors(1 row, k=1)"

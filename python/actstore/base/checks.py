@@ -120,7 +120,7 @@ def plain_json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
 def check_threads(threads: object) -> int:
     """Return a number of threads as an int; InvalidInputError unless it is an int >= 0 (0: all cores)."""
     if not is_int(threads) or operator.index(threads) < 0:  # type: ignore[arg-type]
-        raise InvalidInputError(f"threads is {threads!r}, expected an int >= 0 (0: all cores)")
+        raise InvalidInputError(f"threads={threads!r}: give 0 for all cores, or more")  # As the core says it.
     return operator.index(threads)  # type: ignore[arg-type]
 
 

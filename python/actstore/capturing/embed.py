@@ -83,10 +83,11 @@ def embed(
     >>> docs.search(embed(store, ["make a file smaller"], layers=6), k=1, metric="cos").ids
     [['files']]
     """
-    embedder = _Embedder(store, site, layers, pool, model, prompt, device, trust_remote_code)
-    kind = pool or store.identity.get("pool") or embedder.loaded.pool or "mean"
-    embedder.pool = kind_name(kind, "pool")
-    chunks = list(embedder.run(texts))
+    check_store(store)
+    # Check before the model is loaded.
+    pool = store.identity.get("pool") if pool is None else kind_name(pool, "pool")
+    embedder = _Embedder(store, site, layers, model, prompt, device, trust_remote_code)
+    chunks = list(embedder.run(texts, pool or embedder.loaded.pool or "mean"))
     vectors = np.concatenate([vectors for vectors, _ in chunks])
     ids = [example.id for _, examples in chunks for example in examples]
     return Site(
@@ -143,17 +144,18 @@ def embed_tokens(
     >>> site.maxsim(query, k=1, metric="cos").ids
     [['0']]
     """
+    check_store(store)
     axis = store[site].axis
     if axis == EXAMPLES:
         raise InvalidInputError(
             f"{site!r} of {store.path} has one row per example, not per token",
             hint="capture without pool=",
         )
-    embedder = _Embedder(store, site, layers, None, model, prompt, device, trust_remote_code)
+    embedder = _Embedder(store, site, layers, model, prompt, device, trust_remote_code)
     parts: list[NDArray[np.float32]] = []
     columns: dict[str, list[NDArray[Any]]] = {"id": [], "position": [], "special": []}
     ids: list[str] = []
-    for rows, examples in embedder.run(texts):
+    for rows, examples in embedder.run(texts, None):
         start = 0
         for example in examples:
             tokens = example.tokens[axis]
@@ -192,7 +194,6 @@ class _Embedder:
         store: Store,
         site: str,
         layers: Any,
-        pool: str | None,
         model: Any,
         prompt: str | None,
         device: Any,
@@ -200,8 +201,7 @@ class _Embedder:
     ) -> None:
         from .reload import reload_encoder, reload_model
 
-        check_store(store)
-        self.store, self.site, self.pool = store, site, pool
+        self.store, self.site = store, site
         self.labels = store[site].select(layers=layers).layers
         self.loaded = reload_model(store.identity, model, device=device, trust_remote_code=trust_remote_code)
         if prompt is None:
@@ -217,9 +217,9 @@ class _Embedder:
         return np.empty((0, len(self.labels), self.store[self.site].shape[2]), np.float32)
 
     def run(
-        self, texts: Sequence[str] | Sequence[tuple[str, str]]
+        self, texts: Sequence[str] | Sequence[tuple[str, str]], pool: str | None
     ) -> Iterator[tuple[NDArray[np.float32], "list[Example]"]]:
-        """Embed texts chunk by chunk. Yields float32 ``[n, L, D]`` and the examples."""
+        """Embed texts chunk by chunk: float32 ``[n, L, D]``, a row per token without `pool`; and examples."""
         from .discover.dry_run import HEAD
         from .inputs.forms import Input
         from .inputs.sample import Sample
@@ -230,7 +230,7 @@ class _Embedder:
         if isinstance(texts, str):
             raise InvalidInputError("texts: expected a list of texts, got a single one", hint="[text]")
         inputs = [one for one in InputStream(texts) if isinstance(one, Input)]
-        options = CaptureOptions({self.site: self.labels}, dtype="float32", pool=self.pool)
+        options = CaptureOptions({self.site: self.labels}, dtype="float32", pool=pool)
         n_cut = n_cut_tokens = 0
         if not inputs:
             yield self.no_rows(), []
